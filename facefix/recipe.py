@@ -1,0 +1,170 @@
+"""Every setting that can change a pixel, in one place.
+
+The command line, the web page and saved recipes are all made from the fields of `Recipe`: name, default, limits and
+help stand here once. Two runs with equal recipes, weights and sources give equal pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facefix.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of one field of `Recipe` besides its type and default."""
+
+    help: str
+    choices: tuple[str | int, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str | int, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    return dataclasses.field(default=default, metadata={"setting": Setting(help, choices, minimum, maximum)})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The settings of one restoration; invalid values are refused when it is made.
+
+    Raises:
+        UsageError: a value has the wrong type, is out of its limits, or is not one of its choices.
+
+    Example:
+        >>> Recipe(strength=0.7).strength
+        0.7
+    """
+
+    restorer: str = _setting(
+        "auto",
+        "Network that restores the faces: auto picks for each face among the weights that are there; identity changes "
+        "nothing and pattern adds a test pattern (both check the geometry); else a name from `facefix weights list` "
+        "or the path of a weight file.",
+    )
+    detector: str = _setting(
+        "auto",
+        "What finds the faces. auto: RetinaFace-R50 where its weights are, else CenterFace.",
+        choices=("auto", "centerface", "retinaface_resnet50", "retinaface_mobile0.25", "yunet"),
+    )
+    strength: float = _setting(1.0, "How much of the restored face to take: 0 nothing, 1 all.", minimum=0.0, maximum=1.0)
+    scale: int = _setting(1, "Enlarge the photo by this factor.", choices=(1, 2, 4))
+    upscaler: str = _setting(
+        "lanczos", "How the rest of the photo is enlarged: lanczos, or a Real-ESRGAN from `facefix weights list`."
+    )
+    face: str = _setting(
+        "all",
+        "Which faces: all, largest, center, or numbers as in the report, from left to right, for example 1,3.",
+    )
+    min_face: int = _setting(16, "Leave faces narrower than this many pixels alone.", minimum=0)
+    threshold: float = _setting(
+        0.0, "Lowest detection score that counts as a face; 0 takes the detector's own.", minimum=0.0, maximum=1.0
+    )
+    rotations: str = _setting(
+        "auto",
+        "Look for faces in a scan that lies on its side: auto tries it when few are found upright.",
+        choices=("auto", "always", "never"),
+    )
+    mask_from: str = _setting(
+        "landmarks",
+        "What shapes the soft masks: the landmarks, or a face parser where its weights are.",
+        choices=("landmarks", "parsenet", "bisenet"),
+    )
+    feather: float = _setting(
+        0.18, "Width of a mask's soft edge as a part of the face's width.", minimum=0.02, maximum=0.5
+    )
+    colour: str = _setting(
+        "auto",
+        "Colours of a restored face. match: as in the photo around it; keep: the photo's own chroma, only the "
+        "brightness is restored; free: as the network made them; auto: keep in black-and-white and sepia photos, "
+        "match in others.",
+        choices=("auto", "match", "keep", "free"),
+    )
+    grain: float = _setting(
+        0.0, "Give a restored face this part of the grain of its surroundings.", minimum=0.0, maximum=1.0
+    )
+    sharp_faces: str = _setting(
+        "leave",
+        "A face that is larger and sharper than the network's output: leave it alone or restore it anyway.",
+        choices=("leave", "restore"),
+    )
+    precision: str = _setting(
+        "auto",
+        "Arithmetic of the networks. auto: float16 on a GPU, bfloat16 on a CPU that has it in hardware, else float32.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    ai_label: bool = _setting(True, "Say in the file's XMP that it holds faces made with AI.")
+    seed: int = _setting(0, "Seed of everything random (grain).", minimum=0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field.name, getattr(self, field.name), type(field.default), field.metadata["setting"])
+
+    @classmethod
+    def settings(cls) -> dict[str, tuple[Any, Setting]]:
+        """Each field's default and setting, by name, in order: what doors make their options from."""
+        return {field.name: (field.default, field.metadata["setting"]) for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+        """The recipe with these values; a name that is no setting is refused.
+
+        Raises:
+            UsageError: an unknown name, or a value that does not fit.
+        """
+        unknown = [name for name in values if name not in cls.settings()]
+        if unknown:
+            raise UsageError(f"{source}: no setting is called {unknown[0]!r}; there are: {', '.join(cls.settings())}")
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Recipe:
+        """The recipe that `to_toml` wrote.
+
+        Raises:
+            UsageError: the file cannot be read, is no TOML, or holds what is no setting.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"{path}: expected a recipe in TOML, got: {error}") from error
+        return cls.from_mapping(values, str(path))
+
+    def to_toml(self) -> str:
+        """One `name = value` a line, in the order of the fields; `from_toml` reads it back."""
+        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in dataclasses.asdict(self).items())
+
+    def digest(self) -> str:
+        """64 hex digits that are equal for equal recipes and differ for different ones."""
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()
+
+
+def _check(name: str, value: object, kind: type, setting: Setting) -> None:
+    """Raise UsageError where the value is of another type, out of limits, or none of the choices."""
+    option = f"--{name.replace('_', '-')}"
+    accepts: tuple[type, ...] = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(f"{option}: expected {kind.__name__}, got {value!r}")
+    if setting.choices and value not in setting.choices:
+        raise UsageError(f"{option}: expected one of {', '.join(map(str, setting.choices))}, got {value!r}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low = -math.inf if setting.minimum is None else setting.minimum
+        high = math.inf if setting.maximum is None else setting.maximum
+        if not low <= value <= high:
+            raise UsageError(f"{option}: expected {low:g} to {high:g}, got {value}")
