@@ -226,23 +226,31 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The new photo and its report."""
+    """The new photo, its report, and by face number (from 1, as in the report) what was pasted for each restored face."""
 
     photo: Photo
     report: Report
+    patches: Mapping[int, Patch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One record of the catalogue: a weight file, where it comes from, and what it asks of its user."""
+    """One record of the catalogue: a weight file, where it comes from, and what it asks of its user.
+
+    `files` are the names under which the file goes, the first is the one it is stored under. `bytes` is the published
+    size; `tensor_bytes` counts the tensors alone, where no size is published: a file is a little larger.
+    """
 
     name: str
     kind: str
     loader: str
     files: tuple[str, ...]
     urls: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     sha256: str | None = None
+    md5: str | None = None
     bytes: int | None = None
+    tensor_bytes: int | None = None
     licence: str = ""
     commercial: bool = True
     source: str = ""

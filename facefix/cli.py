@@ -1,0 +1,356 @@
+"""The `facefix` command. Its options are the fields of `Recipe`; its errors are one line; its exit codes tell.
+
+0 done, 1 some photo failed, 2 wrong usage, 3 weights missing or not accepted, 4 a face failed under --strict,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from facefix import __version__, cli_weights
+from facefix.errors import FacefixError, PhotoError, PhotoUnreadable, PhotoUnwritable, UsageError
+from facefix.recipe import Recipe, Setting
+
+if TYPE_CHECKING:
+    from facefix.pipeline import FaceFix
+    from facefix.types import Report
+
+EXIT_PHOTO_FAILED, EXIT_USAGE, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 2, 4, 130
+
+app = typer.Typer(
+    name="facefix",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Find, align and restore the faces of photos, and put them back so that nobody can see where.",
+    epilog="A restored face is an interpretation, not a record: keep the original.",
+)
+app.add_typer(cli_weights.app, name="weights", help="The store of weight files: what is there, what it costs, get it.")
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; a facefix error becomes one line on stderr and its exit code."""
+    try:
+        app()
+    except FacefixError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("interrupted; what was finished is kept, run the same command again to go on")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PHOTO_FAILED)
+
+
+def _complain(message: str) -> None:
+    line = " ".join(message.encode("utf-8", "backslashreplace").decode().splitlines())
+    _errors.print(f"[red]facefix:[/red] {escape(line)}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"facefix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _option(name: str, default: Any, setting: Setting) -> inspect.Parameter:
+    """One keyword parameter that typer turns into `--name`, with the setting's help, choices and limits."""
+    kind: Any = type(default)
+    limits: dict[str, Any] = {}
+    if setting.choices and kind is str:
+        kind = Literal.__getitem__(setting.choices)
+    elif kind in (int, float):
+        limits = {"min": setting.minimum, "max": setting.maximum}
+    annotation = Annotated[kind, typer.Option(help=setting.help, rich_help_panel="Recipe", **limits)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _with_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one option for each field of Recipe in place of its `recipe` parameter.
+
+    Values given on the command line win over those of `--recipe FILE`.
+    """
+
+    def run(*, ctx: typer.Context, recipe_file: Path | None, **values: Any) -> None:
+        settings = {name: values.pop(name) for name in Recipe.settings()}
+        if recipe_file is not None:
+            given = {name for name in settings if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")}
+            base = Recipe.from_toml(recipe_file)
+            settings = {name: settings[name] if name in given else getattr(base, name) for name in settings}
+        command(recipe=Recipe(**settings), **values)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    recipe_file = Annotated[
+        Path | None, typer.Option("--recipe", help="Take the settings from this TOML file.", rich_help_panel="Recipe")
+    ]
+    own = inspect.signature(command, eval_str=True).parameters
+    parameters = [
+        inspect.Parameter("ctx", keyword, annotation=typer.Context),
+        *(parameter.replace(kind=keyword) for name, parameter in own.items() if name != "recipe"),
+        inspect.Parameter("recipe_file", keyword, default=None, annotation=recipe_file),
+        *(_option(name, default, setting) for name, (default, setting) in Recipe.settings().items()),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One photo to do, and what is to be written for it."""
+
+    source: Path
+    target: Path
+    compare: Path | None
+
+
+@app.command()
+@_with_recipe
+def restore(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Photos, or folders of photos.", show_default=False)
+    ],
+    recipe: Recipe,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File for one photo, folder for more. Without it NAME.facefix.EXT is written beside each photo.",
+            show_default=False,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Picture of the photo's size: only where it is white may anything change.", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write what was done to each face as JSON: an object for one photo, a list for more; one object a "
+            "line where the name ends in .jsonl.",
+            show_default=False,
+        ),
+    ] = None,
+    faces_out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for each face before and after, as aligned crops.", show_default=False),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Write a before/after picture: file for one photo, folder for more.", show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist already.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where a face could not be restored.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,
+) -> None:
+    """Restore the faces of photos.
+
+    Each photo keeps its format, depth, profile and metadata; what is outside the faces stays as it was, bit for bit.
+    A photo that cannot be done is named, and the others go on.
+
+    [bold]Examples[/bold]
+
+      facefix restore grandma.jpg
+
+      facefix restore scans/ -o restored/ --report restored.jsonl
+
+      facefix restore wedding.tif -o wedding-2x.tif --scale 2 --strength 0.8 --compare before-after.jpg
+    """
+    tasks = list(_tasks(inputs, out, compare))
+    from facefix.pipeline import FaceFix
+
+    fix = FaceFix.load(recipe, device=device)
+    if not quiet:
+        for notice in fix.notices:
+            _errors.print(f"[yellow]note:[/yellow] {escape(notice)}")
+    reports: list[dict[str, Any]] = []
+    failed = faces_failed = 0
+    with _bar(len(tasks), quiet) as advance:
+        for task in tasks:
+            try:
+                done = _one(fix, task, mask, faces_out, overwrite)
+            except PhotoError as error:
+                failed += 1
+                named = str(error) if error.path is not None else f"{task.source}: {error}"
+                _complain(named)
+                reports.append({"source": _text(task.source), "target": None, "error": named})
+            else:
+                faces_failed += sum(note.outcome == "failed" for note in done.faces)
+                reports.append(_as_json(done))
+                _summary(done, quiet)
+            advance()
+            if report is not None:
+                _write_reports(report, reports, single=len(tasks) == 1)
+    if failed:
+        raise typer.Exit(EXIT_PHOTO_FAILED)
+    if strict and faces_failed:
+        _complain(f"{faces_failed} face(s) could not be restored; see the lines above or --report")
+        raise typer.Exit(EXIT_FACE_FAILED)
+
+
+def _one(fix: FaceFix, task: _Task, mask: Path | None, faces_out: Path | None, overwrite: bool) -> Report:
+    """Read, restore and write one photo and what was asked for beside it; the report of it."""
+    from facefix import imagefile, sheet
+
+    if task.target.exists() and not overwrite:
+        raise PhotoUnwritable(task.source, f"{task.target} exists already; give another -o or pass --overwrite")
+    photo = imagefile.read(task.source)
+    result = fix(photo, mask=mask, target=task.target)
+    task.target.parent.mkdir(parents=True, exist_ok=True)
+    fix.save(result, photo, task.target, overwrite=overwrite)
+    if task.compare is not None:
+        task.compare.parent.mkdir(parents=True, exist_ok=True)
+        imagefile.write(sheet.before_after(photo, result), task.compare, overwrite=True)
+    if faces_out is not None:
+        faces_out.mkdir(parents=True, exist_ok=True)
+        for number, (before, after) in sheet.faces(result):
+            for kind, face in (("before", before), ("after", after)):
+                imagefile.write(face, faces_out / f"{task.source.stem}.{number:02d}.{kind}.png", overwrite=True)
+    return result.report
+
+
+def _tasks(inputs: list[Path], out: Path | None, compare: Path | None) -> Iterator[_Task]:
+    """One task for each photo that is named or lies in a named folder, in a stable order."""
+    from facefix.imagefile import target_suffix
+
+    sources = [pair for path in inputs for pair in _photos(path, out)]
+    single = len(sources) == 1 and not inputs[0].is_dir()
+    if not single and out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"-o {out}: expected a folder for {len(sources)} photos, got a file; name a folder")
+    for source, relative in sources:
+        suffix = target_suffix(source)
+        if out is None:
+            target = source.with_name(f"{source.stem}.facefix{suffix}")
+        elif single and not out.is_dir() and out.suffix:
+            target = out
+        else:
+            target = (out / relative).with_suffix(suffix)
+        beside = compare
+        if compare is not None and (not single or compare.is_dir()):
+            beside = compare / f"{relative.with_suffix('')}.compare.jpg"
+        yield _Task(source, target, beside)
+
+
+def _photos(path: Path, out: Path | None) -> Iterator[tuple[Path, Path]]:
+    """The photo, or a folder's photos at any depth, each with its path below what was named."""
+    from facefix.imagefile import SUFFIXES
+
+    if not path.is_dir():
+        yield path, Path(path.name)
+        return
+    skip = None if out is None else out.resolve()
+    found = False
+    for folder, folders, names in os.walk(path):
+        here = Path(folder)
+        folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() != skip)
+        for name in sorted(names):
+            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES and ".facefix." not in name:
+                found = True
+                yield here / name, (here / name).relative_to(path)
+    if not found:
+        raise PhotoUnreadable(path, "expected a photo, got a folder without any; name a photo")
+
+
+@contextmanager
+def _bar(total: int, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr for more than one photo on a terminal; calling what it gives advances it."""
+    columns = (TextColumn("photos"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    hidden = quiet or total < 2 or not _errors.is_terminal
+    with Progress(*columns, *times, console=_errors, disable=hidden) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _summary(report: Report, quiet: bool) -> None:
+    """One line on stdout about the photo, one for each face that was not restored."""
+    if quiet:
+        return
+    for warning in report.warnings:
+        _errors.print(f"[yellow]note:[/yellow] {escape(f'{report.source}: {warning}')}")
+    restored = [note for note in report.faces if note.outcome == "restored"]
+    names = ", ".join(sorted({note.restorer for note in restored if note.restorer}))
+    what = f"{len(restored)} of {len(report.faces)} faces restored" if report.faces else "no face found"
+    print(f"{report.target}: {what}{f' with {names}' if names else ''} in {report.seconds:.1f} s")
+    for number, note in enumerate(report.faces, 1):
+        if note.outcome != "restored":
+            print(f"  face {number} {note.outcome}: {note.reason}")
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    """The report in the words of the command's documentation, ready for `json.dumps`."""
+    faces = [
+        {
+            "box_xyxy": [round(float(v), 2) for v in note.face.box_xyxy],
+            "points": [[round(float(v), 2) for v in point] for point in note.face.points],
+            "score": round(note.face.score, 4),
+            "outcome": note.outcome,
+            "reason": note.reason,
+            "restorer": note.restorer,
+            "size": note.size,
+            "seam": None if note.seam is None else round(note.seam, 4),
+            "seconds": round(note.seconds, 4),
+        }
+        for note in report.faces
+    ]
+    return {
+        "source": report.source,
+        "target": report.target,
+        "width": report.width,
+        "height": report.height,
+        "recipe": dict(report.recipe),
+        "weights": dict(report.weights),
+        "faces": faces,
+        "warnings": list(report.warnings),
+        "seconds": round(report.seconds, 4),
+    }
+
+
+def _write_reports(path: Path, reports: list[dict[str, Any]], *, single: bool) -> None:
+    """Write the reports so far, to a temporary name first."""
+    if path.suffix.lower() == ".jsonl":
+        text = "".join(json.dumps(entry) + "\n" for entry in reports)
+    else:
+        text = json.dumps(reports[0] if single else reports, indent=2) + "\n"
+    temporary = path.with_name(f".{os.getpid()}.report.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"--report {path}: {error.strerror}; name a file in a folder that can be written") from error
+
+
+def _text(path: Path) -> str:
+    """The path as text that any terminal and JSON reader takes; bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,86 @@
+"""Pictures to look at what was done: before and after side by side, and the aligned faces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from facefix.types import Meta, Photo, Pixels, PlainSRGB, Result
+
+_LONGEST_SIDE = 1600
+_FACE_PX = 256
+_FACES = 6
+_GAP = 16
+_PAPER, _INK = 0.12, (0.92, 0.92, 0.92)
+
+
+def before_after(photo: Photo, result: Result) -> Photo:
+    """One 8-bit sRGB picture: the photo before and after, and below it the largest restored faces in pairs.
+
+    Args:
+        photo: what was read; enlarged to the result's size where that is larger.
+        result: what FaceFix made of it.
+    """
+    sides = [_labelled(_fit(side), text) for side, text in ((photo, "before"), (result.photo, "after"))]
+    height = min(side.shape[0] for side in sides)
+    width = min(side.shape[1] for side in sides)
+    rows = [_row([side[:height, :width] for side in sides])]
+    patches = sorted(result.patches.values(), key=lambda patch: -_area(patch.patch_from_photo))[:_FACES]
+    pairs = [_row([_square(patch.original), _square(patch.pixels)], gap=2) for patch in patches]
+    across = max(1, rows[0].shape[1] // (2 * _FACE_PX + 2 * _GAP))
+    rows += [_row(pairs[start : start + across]) for start in range(0, len(pairs), across)]
+    return Photo(PlainSRGB().from_srgb(_stack(rows), 8), Meta(format="JPEG"))
+
+
+def faces(result: Result) -> Iterator[tuple[int, tuple[Photo, Photo]]]:
+    """Each restored face's number in the report and its aligned crop before and after, as 8-bit sRGB pictures."""
+    for number, patch in sorted(result.patches.items()):
+        before, after = (
+            Photo(PlainSRGB().from_srgb(pixels, 8), Meta(format="PNG")) for pixels in (patch.original, patch.pixels)
+        )
+        yield number, (before, after)
+
+
+def _area(patch_from_photo: np.ndarray) -> float:
+    """Photo pixels under one pixel of the patch."""
+    return float(1 / abs(np.linalg.det(patch_from_photo[:, :2])))
+
+
+def _fit(photo: Photo) -> Pixels:
+    """The photo as sRGB pixels, its longer side at most `_LONGEST_SIDE`; both sides of a sheet get one size by width."""
+    scale = min(1.0, _LONGEST_SIDE / max(photo.width, photo.height))
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    shrunk = cv2.resize(photo.raster, size, interpolation=cv2.INTER_AREA)
+    return photo.colour.to_srgb(shrunk)
+
+
+def _square(pixels: Pixels) -> Pixels:
+    shrink = cv2.INTER_AREA if pixels.shape[0] > _FACE_PX else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (_FACE_PX, _FACE_PX), interpolation=shrink), np.float32)
+
+
+def _labelled(pixels: Pixels, text: str) -> Pixels:
+    """The pixels under a strip that holds the text."""
+    strip = np.full((34, pixels.shape[1], 3), _PAPER, np.float32)
+    cv2.putText(strip, text, (6, 25), cv2.FONT_HERSHEY_SIMPLEX, 0.8, _INK, 1, cv2.LINE_AA)
+    return np.concatenate([strip, pixels])
+
+
+def _row(parts: list[Pixels], gap: int = _GAP) -> Pixels:
+    """Parts of one height, side by side."""
+    between = np.full((parts[0].shape[0], gap, 3), _PAPER, np.float32)
+    return np.concatenate([piece for part in parts for piece in (part, between)][:-1], axis=1)
+
+
+def _stack(rows: list[Pixels]) -> Pixels:
+    """Rows of any width, one below the other, with a margin around."""
+    width = max(row.shape[1] for row in rows)
+    height = sum(row.shape[0] for row in rows) + _GAP * (len(rows) + 1)
+    sheet = np.full((height, width + 2 * _GAP, 3), _PAPER, np.float32)
+    top = _GAP
+    for row in rows:
+        sheet[top : top + row.shape[0], _GAP : _GAP + row.shape[1]] = row
+        top += row.shape[0] + _GAP
+    return sheet

@@ -1,0 +1,84 @@
+"""Imports run only downward, and `import facefix` is cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import facefix
+
+HOUSE = Path(facefix.__file__).parent
+LAYERS = [
+    {"errors", "types", "recipe"},
+    {"imagefile", "colour", "metadata", "align", "mask", "tone", "blend", "tiles", "weights", "download", "sheet"},
+    {"runtime", "gpen", "networks", "detect", "parse", "restore", "upscale"},
+    {"pipeline"},
+    {"cli", "cli_weights"},
+]
+# Within one layer only these may meet: importer -> imported.
+BESIDE = {
+    "recipe": {"errors", "types"},
+    "types": {"errors"},
+    "blend": {"align"},
+    "imagefile": {"colour", "metadata"},
+    "weights": {"download"},
+    "networks": {"gpen", "runtime"},
+    "detect": {"runtime", "networks"},
+    "parse": {"runtime", "networks"},
+    "restore": {"runtime", "networks"},
+    "upscale": {"runtime", "networks"},
+    "cli": {"cli_weights"},
+}
+PUBLIC = {"__init__", "__main__"}
+TORCH = {"torch", "torchvision", "facexlib", "spandrel", "diffusers"}
+
+
+def imported(path: Path, *, top_only: bool = False) -> set[str]:
+    """Names of modules that the file imports; `facefix.x` as it stands."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = f"facefix{'.' + node.module if node.module else ''}" if node.level else str(node.module)
+            names |= {f"facefix.{alias.name}" for alias in node.names} if base == "facefix" else {base}
+    return names
+
+
+def layer(module: str) -> int:
+    return next(number for number, rooms in enumerate(LAYERS) if module in rooms)
+
+
+MODULES = sorted(path for path in HOUSE.glob("*.py") if path.stem not in PUBLIC)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_run_downward(path: Path) -> None:
+    own = {name.split(".")[1] for name in imported(path) if name.startswith("facefix.")}
+    for name in own - {"__version__"}:
+        down = layer(name) < layer(path.stem) or name in BESIDE.get(path.stem, set())
+        assert down, f"{path.stem} may not import {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_only_engines_import_torch_at_the_top(path: Path) -> None:
+    if layer(path.stem) != 2:
+        assert not {name.split(".")[0] for name in imported(path, top_only=True)} & TORCH
+
+
+def test_importing_facefix_or_its_command_loads_neither_torch_nor_opencv() -> None:
+    code = "import sys, facefix, facefix.cli; sys.exit(','.join({'torch', 'cv2'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_public_names_are_there_and_no_others() -> None:
+    assert dir(facefix) == sorted(facefix.__all__)
+    for name in facefix.__all__:
+        assert getattr(facefix, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'torch'"):
+        _ = facefix.torch
