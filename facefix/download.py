@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes there will be (None where the server does not say)."""
 
-CHUNK_BYTES = 1 << 18
 GOOD_STRETCH_BYTES = 1 << 20
 UNREACHABLE_TRIES = 2
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -228,7 +227,7 @@ def _transfer(client: httpx.Client, part: _Part, progress: Progress) -> None:
             total = _begin(response, part)
             if total == part.size:
                 return
-            part.append(response.iter_raw(CHUNK_BYTES), total, progress)
+            part.append(response.iter_raw(), total, progress)
     except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
         raise _UselessError(str(error)) from error
     except httpx.TimeoutException as error:
