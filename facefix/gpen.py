@@ -344,9 +344,15 @@ class GPEN(nn.Module):
         Raises:
             KeyError, ValueError, RuntimeError: the tensors are not those of a GPEN network.
         """
-        shape = Shape.of_state(tensors)
+        model = cls.hollow(Shape.of_state(tensors))
+        model.load_state_dict(tensors, assign=True)
+        return model.eval()
+
+    @classmethod
+    def hollow(cls, shape: Shape) -> GPEN:
+        """A network of these dimensions without numbers (on the meta device): nothing is drawn, nothing allocated."""
         with torch.device("meta"):
-            model = cls(
+            return cls(
                 shape.size,
                 shape.channels,
                 injected=shape.injected,
@@ -354,8 +360,11 @@ class GPEN(nn.Module):
                 style_dim=shape.style_dim,
                 n_mlp=shape.n_mlp,
             )
-        model.load_state_dict(tensors, assign=True)
-        return model.eval()
+
+    @classmethod
+    def layout(cls, shape: Shape) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor that a network of these dimensions has, in the order of its state dict."""
+        return {name: tuple(tensor.shape) for name, tensor in cls.hollow(shape).state_dict().items()}
 
     def forward(self, pictures: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """(B, 3, in_size, in_size) -> (B, 3, size, size).
