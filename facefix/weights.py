@@ -22,6 +22,7 @@ must equal it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import json
@@ -109,10 +110,13 @@ class Store:
         if isinstance(name_or_path, Path) or "/" in name or os.sep in name:
             path = Path(name_or_path).expanduser()
             return (self._identify(path), path) if path.is_file() else None
-        for weight in self.named(name):
-            path_found = self.locate(weight)
-            if path_found is not None:
-                return weight, path_found
+        records = self.named(name)
+        for weight in records:
+            located = self.locate(weight)
+            if located is not None:
+                return weight, located
+        if records and not _suffix(name):
+            return None
         for folder in (*self.folders, Path()):
             for path in _files_called(folder, name):
                 return self._identify(path), path
@@ -230,7 +234,9 @@ class Store:
             )
         target = self.path_for_download(weight)
         try:
-            download(urls, target, self._wanted(weight, target), patience=self.patience, progress=progress)
+            # a file put by hand may be smaller, say in half precision; what is published is not
+            wanted = dataclasses.replace(self._wanted(weight, target), at_least=weight.tensor_bytes)
+            download(urls, target, wanted, patience=self.patience, progress=progress)
         except DownloadFailed as error:
             pin = f"; to trust a new version, remove {weight.name} from {self._pins}" if self.pinned(weight) else ""
             raise DownloadFailed(f"{weight.name}: {error}; or put the file by hand as {target}{pin}") from error
@@ -326,8 +332,7 @@ class Store:
         if _suffix(path.name) != ".safetensors" or _suffix(weight.files[0]) == ".safetensors":
             downloaded = path == self.path_for_download(weight)
             pin = self.pinned(weight) if downloaded and weight.sha256 is None and weight.md5 is None else None
-            at_least = weight.tensor_bytes if downloaded else None
-            return Wanted(path.name, weight.bytes, at_least, weight.sha256 or pin, weight.md5)
+            return Wanted(path.name, weight.bytes, sha256=weight.sha256 or pin, md5=weight.md5)
         return Wanted(path.name)
 
     def _missing(self, name_or_path: str | Path) -> str:

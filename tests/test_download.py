@@ -21,7 +21,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 WANTED = Wanted("net.pth", bytes=len(DATA), sha256=SHA256)
 UNKNOWN = Wanted("net.pth")
 PATIENCE = Patience(tries=3, backoff_s=0.01, connect_s=5.0, stall_s=10.0)
-STALL_S = 1.0
+STALL_S = 1.3
 
 
 class Server(ThreadingHTTPServer):
@@ -138,7 +138,7 @@ def left(target: Path) -> list[str]:
 
 def get(server: Server, target: Path, *manners: str, wanted: Wanted = WANTED) -> str | None:
     # a busy machine may seem to stall too, so only these tests are impatient, and leave room for that
-    impatient = Patience(tries=6 if "stall2" in manners else 2, backoff_s=0.01, stall_s=0.4)
+    impatient = Patience(tries=6 if "stall2" in manners else 2, backoff_s=0.01, stall_s=0.6)
     patience = impatient if manners[0].startswith("stall") else PATIENCE
     return download([server.url(manner) for manner in manners], target, wanted, patience=patience)
 
