@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -27,7 +28,7 @@ from facefix.recipe import Recipe, Setting
 
 if TYPE_CHECKING:
     from facefix.pipeline import FaceFix
-    from facefix.types import Report
+    from facefix.types import Meta, Report
 
 EXIT_PHOTO_FAILED, EXIT_USAGE, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 2, 4, 130
 
@@ -124,11 +125,18 @@ def _with_recipe(command: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One photo to do, and what is to be written for it."""
+    """One photo to do, and where its results go: `out` is the file itself where `exact`, else all but its suffix."""
 
     source: Path
-    target: Path
+    out: Path
+    exact: bool
     compare: Path | None
+
+    def target(self, meta: Meta) -> Path:
+        """Where the result of a photo with this meta is written."""
+        from facefix.imagefile import suffix_for
+
+        return self.out if self.exact else self.out.with_name(self.out.name + suffix_for(meta))
 
 
 @app.command()
@@ -194,10 +202,10 @@ def restore(
             _errors.print(f"[yellow]note:[/yellow] {escape(notice)}")
     reports: list[dict[str, Any]] = []
     failed = faces_failed = 0
-    with _bar(len(tasks), quiet) as advance:
+    with _bars(len(tasks), quiet) as (photo_done, faces_done):
         for task in tasks:
             try:
-                done = _one(fix, task, mask, faces_out, overwrite)
+                done = _one(fix, task, mask, faces_out, overwrite, faces_done)
             except PhotoError as error:
                 failed += 1
                 named = str(error) if error.path is not None else f"{task.source}: {error}"
@@ -207,7 +215,7 @@ def restore(
                 faces_failed += sum(note.outcome == "failed" for note in done.faces)
                 reports.append(_as_json(done))
                 _summary(done, quiet)
-            advance()
+            photo_done()
             if report is not None:
                 _write_reports(report, reports, single=len(tasks) == 1)
     if failed:
@@ -217,47 +225,58 @@ def restore(
         raise typer.Exit(EXIT_FACE_FAILED)
 
 
-def _one(fix: FaceFix, task: _Task, mask: Path | None, faces_out: Path | None, overwrite: bool) -> Report:
+def _one(
+    fix: FaceFix,
+    task: _Task,
+    mask: Path | None,
+    faces_out: Path | None,
+    overwrite: bool,
+    progress: Callable[[int, int], None],
+) -> Report:
     """Read, restore and write one photo and what was asked for beside it; the report of it."""
     from facefix import imagefile, sheet
 
-    if task.target.exists() and not overwrite:
-        raise PhotoUnwritable(task.source, f"{task.target} exists already; give another -o or pass --overwrite")
     photo = imagefile.read(task.source)
-    result = fix(photo, mask=mask, target=task.target)
-    task.target.parent.mkdir(parents=True, exist_ok=True)
-    fix.save(result, photo, task.target, overwrite=overwrite)
+    target = task.target(photo.meta)
+    if target.exists() and not overwrite:
+        raise PhotoUnwritable(task.source, f"{target} exists already; give another -o or pass --overwrite")
+    result = fix(photo, mask=mask, target=target, progress=progress)
+    _make_folder(target.parent)
+    lost = fix.save(result, photo, target, overwrite=overwrite)
     if task.compare is not None:
-        task.compare.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(task.compare.parent)
         imagefile.write(sheet.before_after(photo, result), task.compare, overwrite=True)
     if faces_out is not None:
-        faces_out.mkdir(parents=True, exist_ok=True)
-        for number, (before, after) in sheet.faces(result):
-            for kind, face in (("before", before), ("after", after)):
+        _make_folder(faces_out)
+        for number, pair in sheet.faces(result):
+            for kind, face in zip(("before", "after"), pair, strict=True):
                 imagefile.write(face, faces_out / f"{task.source.stem}.{number:02d}.{kind}.png", overwrite=True)
-    return result.report
+    return dataclasses.replace(result.report, warnings=(*result.report.warnings, *lost))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PhotoUnwritable(folder, f"{error.strerror}; name a folder that can be written") from error
 
 
 def _tasks(inputs: list[Path], out: Path | None, compare: Path | None) -> Iterator[_Task]:
     """One task for each photo that is named or lies in a named folder, in a stable order."""
-    from facefix.imagefile import target_suffix
-
     sources = [pair for path in inputs for pair in _photos(path, out)]
     single = len(sources) == 1 and not inputs[0].is_dir()
     if not single and out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"-o {out}: expected a folder for {len(sources)} photos, got a file; name a folder")
     for source, relative in sources:
-        suffix = target_suffix(source)
+        exact = single and out is not None and bool(out.suffix) and not out.is_dir()
         if out is None:
-            target = source.with_name(f"{source.stem}.facefix{suffix}")
-        elif single and not out.is_dir() and out.suffix:
-            target = out
+            target = source.with_name(f"{source.stem}.facefix")
         else:
-            target = (out / relative).with_suffix(suffix)
+            target = out if exact else out / relative.with_name(relative.stem)
         beside = compare
         if compare is not None and (not single or compare.is_dir()):
-            beside = compare / f"{relative.with_suffix('')}.compare.jpg"
-        yield _Task(source, target, beside)
+            beside = compare / relative.with_name(f"{relative.stem}.compare.jpg")
+        yield _Task(source, target, exact, beside)
 
 
 def _photos(path: Path, out: Path | None) -> Iterator[tuple[Path, Path]]:
@@ -281,14 +300,18 @@ def _photos(path: Path, out: Path | None) -> Iterator[tuple[Path, Path]]:
 
 
 @contextmanager
-def _bar(total: int, quiet: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr for more than one photo on a terminal; calling what it gives advances it."""
-    columns = (TextColumn("photos"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+def _bars(photos: int, quiet: bool) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None]]]:
+    """Progress on stderr, on a terminal: what to call when a photo is done, and with how many of its faces are."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    hidden = quiet or total < 2 or not _errors.is_terminal
-    with Progress(*columns, *times, console=_errors, disable=hidden) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)
+    hidden = quiet or not _errors.is_terminal
+    with Progress(*columns, *times, console=_errors, disable=hidden, transient=True) as progress:
+        all_photos = progress.add_task("photos", total=photos, visible=photos > 1)
+        faces = progress.add_task("faces", total=None)
+        yield (
+            lambda: progress.advance(all_photos),
+            lambda done, total: progress.update(faces, completed=done, total=total),
+        )
 
 
 def _summary(report: Report, quiet: bool) -> None:

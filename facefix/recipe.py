@@ -63,7 +63,9 @@ class Recipe:
         "What finds the faces. auto: RetinaFace-R50 where its weights are, else CenterFace.",
         choices=("auto", "centerface", "retinaface_resnet50", "retinaface_mobile0.25", "yunet"),
     )
-    strength: float = _setting(1.0, "How much of the restored face to take: 0 nothing, 1 all.", minimum=0.0, maximum=1.0)
+    strength: float = _setting(
+        1.0, "How much of the restored face to take: 0 nothing, 1 all.", minimum=0.0, maximum=1.0
+    )
     scale: int = _setting(1, "Enlarge the photo by this factor.", choices=(1, 2, 4))
     upscaler: str = _setting(
         "lanczos", "How the rest of the photo is enlarged: lanczos, or a Real-ESRGAN from `facefix weights list`."

@@ -23,10 +23,9 @@ def before_after(photo: Photo, result: Result) -> Photo:
         photo: what was read; enlarged to the result's size where that is larger.
         result: what FaceFix made of it.
     """
-    sides = [_labelled(_fit(side), text) for side, text in ((photo, "before"), (result.photo, "after"))]
-    height = min(side.shape[0] for side in sides)
-    width = min(side.shape[1] for side in sides)
-    rows = [_row([side[:height, :width] for side in sides])]
+    shrink = min(1.0, _LONGEST_SIDE / max(result.photo.width, result.photo.height))
+    size = (max(1, round(result.photo.width * shrink)), max(1, round(result.photo.height * shrink)))
+    rows = [_row([_labelled(_fit(photo, size), "before"), _labelled(_fit(result.photo, size), "after")])]
     patches = sorted(result.patches.values(), key=lambda patch: -_area(patch.patch_from_photo))[:_FACES]
     pairs = [_row([_square(patch.original), _square(patch.pixels)], gap=2) for patch in patches]
     across = max(1, rows[0].shape[1] // (2 * _FACE_PX + 2 * _GAP))
@@ -48,12 +47,10 @@ def _area(patch_from_photo: np.ndarray) -> float:
     return float(1 / abs(np.linalg.det(patch_from_photo[:, :2])))
 
 
-def _fit(photo: Photo) -> Pixels:
-    """The photo as sRGB pixels, its longer side at most `_LONGEST_SIDE`; both sides of a sheet get one size by width."""
-    scale = min(1.0, _LONGEST_SIDE / max(photo.width, photo.height))
-    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-    shrunk = cv2.resize(photo.raster, size, interpolation=cv2.INTER_AREA)
-    return photo.colour.to_srgb(shrunk)
+def _fit(photo: Photo, size: tuple[int, int]) -> Pixels:
+    """The photo as sRGB pixels of that width and height."""
+    way = cv2.INTER_AREA if size[0] < photo.width else cv2.INTER_CUBIC
+    return photo.colour.to_srgb(np.asarray(cv2.resize(photo.raster, size, interpolation=way), photo.raster.dtype))
 
 
 def _square(pixels: Pixels) -> Pixels:

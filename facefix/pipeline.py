@@ -1,0 +1,356 @@
+"""FaceFix: the one place that knows the order in which a photo is restored."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facefix import align, blend, detect, imagefile, mask, parse, restore, tone, upscale
+from facefix.errors import DegenerateLandmarks, DeviceError, PhotoRefused, UsageError
+from facefix.recipe import Recipe
+from facefix.restore import Restorer
+from facefix.types import Crop, Face, FaceNote, Mask, Patch, Photo, Pixels, Report, Result, Weight
+from facefix.weights import Store
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PhotoLike: TypeAlias = "Photo | str | Path | NDArray[Any] | Image.Image"
+Progress = Callable[[int, int], None]
+
+_BATCH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A face that is to be restored: its number in the report, its crop, and by what."""
+
+    number: int
+    crop: Crop
+    restorer: Restorer
+
+
+class FaceFix:
+    """Restores the faces of photos; made by `load`, which finds weights and detector once.
+
+    Example:
+        >>> from skimage.data import astronaut
+        >>> result = FaceFix.load(Recipe(restorer="identity"))(astronaut())
+        >>> [face.outcome for face in result.report.faces]
+        ['restored']
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        detector: detect.Detector,
+        restorers: restore.Shelf,
+        *,
+        parser: parse.Parser | None = None,
+        upscaler: upscale.Upscaler | None = None,
+        notices: tuple[str, ...] = (),
+    ) -> None:
+        self.recipe = recipe
+        self.detector = detector
+        self.restorers = restorers
+        self.parser = parser
+        self.upscaler = upscaler
+        self.notices = notices
+
+    @classmethod
+    def load(cls, recipe: Recipe | None = None, *, device: str = "auto", store: Store | None = None) -> FaceFix:
+        """Everything the recipe asks for, found, checked and ready; networks are read when first needed.
+
+        Args:
+            recipe: the settings; the defaults without one.
+            device: auto, cpu, cuda, cuda:N or mps.
+            store: where weights lie; `Store.default()` without one.
+
+        Raises:
+            WeightsError: a weight file is missing, damaged, or of another kind.
+            DeviceError: no such device, or it cannot compute with the recipe's precision.
+        """
+        recipe = recipe or Recipe()
+        store = store or Store.default()
+        _numbers(recipe.face)
+        shelf = restore.Shelf(recipe.restorer, store, device=device, precision=recipe.precision)
+        detector, used = _load_detector(recipe.detector, device, store)
+        used += shelf.weights
+        parser = upscaler = None
+        if recipe.mask_from != "landmarks":
+            weight, path = store.require(f"parsing_{recipe.mask_from}")
+            used += (weight,)
+            parser = parse.load(recipe.mask_from, path, device=device)
+        if recipe.upscaler != "lanczos" and recipe.scale > 1:
+            weight, path = store.require(recipe.upscaler)
+            used += (weight,)
+            upscaler = upscale.load(path, device=device, precision=recipe.precision)
+        notices = tuple(notice for weight in used if (notice := store.notice(weight)) is not None)
+        return cls(recipe, detector, shelf, parser=parser, upscaler=upscaler, notices=notices)
+
+    def __call__(
+        self,
+        photo: PhotoLike,
+        *,
+        mask: Path | Mask | None = None,
+        target: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """The restored photo and the report of what was done to each face.
+
+        Args:
+            photo: a file's path, a Pillow image, an (H, W[, 1|3|4]) uint8 or uint16 array, or a Photo.
+            mask: only where it is white (above 0) may anything change: a picture's path, or (H, W) float32 in 0..1,
+                of the photo's size.
+            target: where the caller is going to write it, for the report.
+            progress: called with the number of faces that are done and that there are.
+
+        Raises:
+            PhotoError: the photo or the mask cannot be read, or they differ in size.
+        """
+        started = time.perf_counter()
+        # 1 read
+        photo = as_photo(photo)
+        allowed = _user_mask(mask, photo)
+        # 2 detect
+        recipe = self.recipe
+        faces = detect.detect(
+            photo,
+            self.detector,
+            threshold=recipe.threshold or None,
+            min_face_px=recipe.min_face,
+            rotations=recipe.rotations,  # type: ignore[arg-type]
+        )
+        # 3 align: a crop for each chosen face, in its restorer's template
+        notes, chosen = self._crops(photo, faces, allowed)
+        # 4 restore, 5 parse and mask, 6 tone
+        patches: dict[int, Patch] = {}
+        for done, (face, pixels, note) in enumerate(self._restored(chosen, photo, progress), 1):
+            notes[face.number] = note
+            if pixels is not None:
+                patches[face.number] = self._patch(photo, face.crop, pixels)
+            if progress is not None:
+                progress(done, len(chosen))
+        # 7 upscale
+        canvas = self._canvas(photo)
+        # 8 blend
+        pasted = patches
+        if self.upscaler is not None:
+            pasted = {number: blend.rebased(patch, canvas, recipe.scale) for number, patch in patches.items()}
+        result = canvas
+        if pasted:
+            result = blend.paste(canvas, list(pasted.values()), recipe.scale, allowed, recipe.strength)
+        # 9 report
+        for number, patch in pasted.items():
+            seam = blend.seam_score(canvas, result, patch, recipe.scale)
+            notes[number] = dataclasses.replace(notes[number], seam=seam)
+        report = self._report(photo, result, notes, target, time.perf_counter() - started)
+        return Result(result, report, patches)
+
+    def save(self, result: Result, photo: Photo, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
+        """Write the result; where no pixel differs from the photo's file, that file is copied byte for byte.
+
+        Args:
+            result: what was made of the photo.
+            photo: what was read.
+            path: where to; its suffix decides the format.
+            overwrite: replace a file that is there.
+
+        Returns:
+            What the file could not hold, one line each.
+
+        Raises:
+            PhotoUnwritable: it could not be written; nothing was left there.
+        """
+        source = photo.meta.source
+        same = result.photo.raster is photo.raster or np.array_equal(result.photo.raster, photo.raster)
+        if same and source is not None and imagefile.holds_format(path, photo.meta):
+            imagefile.copy_source(source, path, overwrite=overwrite)
+            return ()
+        label = self.recipe.ai_label and bool(result.patches)
+        return imagefile.write(result.photo, path, ai_label=label, overwrite=overwrite)
+
+    def _crops(
+        self, photo: Photo, faces: Sequence[Face], allowed: Mask | None
+    ) -> tuple[dict[int, FaceNote], list[_Chosen]]:
+        """A note for each face that is left alone, and a crop for each that is not; numbers count from 1."""
+        notes: dict[int, FaceNote] = {}
+        chosen: list[_Chosen] = []
+        wanted = _selected(self.recipe.face, photo, faces)
+        for number, face in enumerate(faces, 1):
+            if number not in wanted:
+                notes[number] = FaceNote(face, "skipped", f"not chosen by --face {self.recipe.face}")
+                continue
+            try:
+                crop_or_reason = self._crop(photo, face, allowed)
+            except DegenerateLandmarks as error:
+                crop_or_reason = str(error)
+            if isinstance(crop_or_reason, str):
+                notes[number] = FaceNote(face, "skipped", crop_or_reason)
+            else:
+                chosen.append(_Chosen(number, *crop_or_reason))
+        return notes, chosen
+
+    def _crop(self, photo: Photo, face: Face, allowed: Mask | None) -> tuple[Crop, Restorer] | str:
+        """The face's crop and restorer, or the reason to leave it alone."""
+        span_px = align.face_px(align.estimate(face.points, self.restorers.template), self.restorers.template)
+        size = self.restorers.size_for(span_px * self.recipe.scale)
+        beyond = self.recipe.sharp_faces == "leave" and self.restorers.changes_faces
+        if beyond and restore.sharper_than(photo, face, span_px, size):
+            return f"already sharper than the {size} px that the network gives; --sharp-faces restore does it anyway"
+        restorer = self.restorers.take(size)
+        crop = align.crop(photo, face, restorer.template)
+        if allowed is not None and not mask.touches(self._shape(crop), crop.crop_from_photo, allowed):
+            return "outside of the mask that was given"
+        return crop, restorer
+
+    def _restored(
+        self, chosen: Sequence[_Chosen], photo: Photo, progress: Progress | None
+    ) -> Iterator[tuple[_Chosen, Pixels | None, FaceNote]]:
+        """Each face with its new pixels (None where that failed) and its note; faces of one restorer go together."""
+        by_restorer: dict[int, list[_Chosen]] = {}
+        for face in chosen:
+            by_restorer.setdefault(id(face.restorer), []).append(face)
+        for group in by_restorer.values():
+            for start in range(0, len(group), _BATCH):
+                part = group[start : start + _BATCH]
+                restorer = part[0].restorer
+                began = time.perf_counter()
+                reason = "the network gave no finite numbers; try --precision float32"
+                pixels: Sequence[Pixels | None]
+                try:
+                    pixels = restorer([face.crop for face in part])
+                except DeviceError as error:
+                    pixels, reason = [None] * len(part), str(error)
+                seconds = (time.perf_counter() - began) / len(part)
+                for face, new in zip(part, pixels, strict=True):
+                    fine = new is not None and bool(np.isfinite(new).all())
+                    note = FaceNote(
+                        face.crop.face,
+                        "restored" if fine else "failed",
+                        "" if fine else reason,
+                        restorer.name,
+                        restorer.template.size,
+                        seconds=seconds,
+                    )
+                    yield face, new if fine else None, note
+
+    def _shape(self, crop: Crop) -> Mask:
+        """The crop's soft mask."""
+        points = align.moved(crop.crop_from_photo, crop.face.points)
+        if self.parser is None:
+            return mask.landmark_mask(points, crop.template.size, self.recipe.feather)
+        labels = self.parser(crop.pixels)
+        return mask.label_mask(labels, self.parser.face_classes, crop.template.size, self.recipe.feather)
+
+    def _patch(self, photo: Photo, crop: Crop, pixels: Pixels) -> Patch:
+        """What is pasted for a restored crop: its colours and grain brought to the photo's, and its soft mask."""
+        shape = self._shape(crop)
+        if self.restorers.changes_faces:
+            pixels = _toned(pixels, crop, shape, photo, self.recipe)
+        return Patch(pixels, crop.pixels, shape, crop.crop_from_photo)
+
+    def _canvas(self, photo: Photo) -> Photo:
+        """The photo at the recipe's scale."""
+        if self.upscaler is not None:
+            return self.upscaler(photo, self.recipe.scale)
+        return upscale.lanczos(photo, self.recipe.scale)
+
+    def _report(
+        self, photo: Photo, result: Photo, notes: Mapping[int, FaceNote], target: Path | None, seconds: float
+    ) -> Report:
+        return Report(
+            source=_text(photo.meta.source),
+            target=_text(target),
+            width=result.width,
+            height=result.height,
+            recipe=dataclasses.asdict(self.recipe),
+            weights=dict(self.restorers.digests),
+            faces=tuple(notes[number] for number in sorted(notes)),
+            seconds=seconds,
+            warnings=photo.meta.warnings,
+        )
+
+
+def as_photo(photo: PhotoLike) -> Photo:
+    """The photo itself, or read from a path, a Pillow image or an array.
+
+    Raises:
+        PhotoError: it cannot be read.
+    """
+    if isinstance(photo, Photo):
+        return photo
+    if isinstance(photo, str | Path):
+        return imagefile.read(photo)
+    if isinstance(photo, np.ndarray):
+        return imagefile.from_array(photo)
+    return imagefile.from_pil(photo)
+
+
+def _load_detector(name: str, device: str, store: Store) -> tuple[detect.Detector, tuple[Weight, ...]]:
+    """The detector of that name and its record; auto is RetinaFace-R50 where its weights are, else CenterFace."""
+    if name == "auto":
+        name = "retinaface_resnet50" if store.find("retinaface_resnet50") is not None else "centerface"
+    weight, path = store.require(name)
+    return detect.load(name, path, device=device), (weight,)
+
+
+def _user_mask(given: Path | Mask | None, photo: Photo) -> Mask | None:
+    """The user's mask as (H, W) float32, or None; white is where something may change.
+
+    Raises:
+        PhotoError: it cannot be read, or has another size than the photo.
+    """
+    if given is None:
+        return None
+    if isinstance(given, Path):
+        drawn = imagefile.read(given)
+        allowed: Mask = drawn.pixels().mean(axis=2, dtype=np.float32)
+    else:
+        allowed = np.asarray(given, np.float32)
+    if allowed.shape != (photo.height, photo.width):
+        got = "x".join(str(side) for side in allowed.shape[::-1])
+        expected = f"expected {photo.width}x{photo.height} px as the photo, got {got}"
+        raise PhotoRefused(photo.meta.source, f"the mask does not fit: {expected}; make one of the photo's size")
+    return allowed
+
+
+def _numbers(setting: str) -> frozenset[int] | None:
+    """The face numbers that --face lists, or None for a word.
+
+    Raises:
+        UsageError: neither a word that is known nor numbers.
+    """
+    if setting in ("all", "largest", "center"):
+        return None
+    parts = [part.strip() for part in setting.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--face: expected all, largest, center, or numbers from 1 such as 1,3, got {setting!r}")
+    return frozenset(int(part) for part in parts)
+
+
+def _selected(setting: str, photo: Photo, faces: Sequence[Face]) -> frozenset[int]:
+    """The numbers, from 1, of the faces that the setting asks for."""
+    numbers = _numbers(setting)
+    if numbers is not None:
+        return numbers
+    if setting == "all" or not faces:
+        return frozenset(range(1, len(faces) + 1))
+    boxes = np.array([face.box_xyxy for face in faces])
+    sides, middles = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
+    centre = (np.array([photo.width, photo.height]) - 1) / 2
+    distances = np.linalg.norm(middles - centre, axis=1)
+    best = np.argmax(sides.prod(axis=1)) if setting == "largest" else np.argmin(distances)
+    return frozenset({int(best) + 1})
+
+
+def _text(path: Path | None) -> str | None:
+    """The path as text for a report; bytes that are no UTF-8 are escaped."""
+    return None if path is None else str(path).encode("utf-8", "backslashreplace").decode()
