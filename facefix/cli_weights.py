@@ -23,24 +23,27 @@ Names = Annotated[list[str], typer.Argument(help="Names as in `facefix weights l
 
 @app.command("list")
 def list_weights() -> None:
-    """Show every file that facefix knows, its licence, and where it lies."""
+    """Show every file that facefix knows, its licence, and whether it is here."""
     store = Store.default()
-    table = Table("name", "kind", "px", "MB", "licence", "commercial", "file", box=None)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for column in ("name", "kind", "px", "MB", "here", "consent", "licence"):
+        table.add_column(column, no_wrap=True, justify="right" if column in ("px", "MB") else "left")
+    present = {weight.name: path for weight, path in store.present()}
     for weight in store.catalogue:
-        path = store.locate(weight)
+        path = present.get(weight.name)
         size = path.stat().st_size if path else weight.bytes or weight.tensor_bytes
         table.add_row(
             weight.name,
             weight.kind,
             str(weight.size or ""),
-            f"{size / 1e6:.1f}" if size else "?",
-            weight.licence,
-            "yes" if weight.commercial else "no",
-            str(path) if path else "-",
+            f"{size / 1e6:.3g}" if size else "",
+            "yes" if path else "",
+            "" if weight.commercial else "given" if store.accepted(weight) else "asked",
+            weight.licence.partition(";")[0],
         )
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    console.print(f"downloads go to {store.folders[0]}", highlight=False)
+    console.print(f"Downloads go to {store.folders[0]}. Consent is asked for where use is non-commercial only.")
 
 
 @app.command()
@@ -89,7 +92,7 @@ def verify(
     """Read files whole and compare them with what is published or pinned."""
     store = Store.default()
     wrong = []
-    for name in names or [weight.name for weight in store.catalogue if store.locate(weight)]:
+    for name in names or [weight.name for weight, _ in store.present()]:
         verdict = store.verify(name)
         typer.echo(f"{'ok' if verdict.ok else 'WRONG'}  {verdict.path}: {verdict.says}")
         if not verdict.ok:
@@ -104,4 +107,4 @@ def accept(names: Names) -> None:
     store = Store.default()
     for name in names:
         weight = store.accept(name)
-        typer.echo(f"{weight.name}: {weight.licence}; accepted")
+        typer.echo(f"{weight.name}: {weight.licence}; {'needs no consent' if weight.commercial else 'accepted'}")

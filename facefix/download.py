@@ -177,7 +177,11 @@ def _from_any(urls: Sequence[str], target: Path, wanted: Wanted, patience: Patie
     problems = []
     timeout = httpx.Timeout(patience.stall_s, connect=patience.connect_s)
     headers = {"User-Agent": "facefix", "Accept-Encoding": "identity"}
-    with httpx.Client(timeout=timeout, follow_redirects=True, headers=headers) as client:
+    try:
+        client = httpx.Client(timeout=timeout, follow_redirects=True, headers=headers)
+    except (ImportError, ValueError) as error:
+        raise DownloadFailed(f"the proxy that the environment names cannot be used ({error})") from error
+    with client:
         for url in urls:
             part = _Part(target, url, wanted)
             try:

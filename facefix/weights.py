@@ -46,6 +46,10 @@ CONTAINER_BYTES = 300_000
 """What a checkpoint file may hold beside its tensors: less than the step from one GPEN size to the next."""
 
 
+Listing = Mapping[str, list[Path]]
+"""The weight files of a folder by their names as names are compared."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a look at all bytes of a file found."""
@@ -86,7 +90,11 @@ class Store:
     def default(cls, environ: Mapping[str, str] = os.environ) -> Store:
         """The store that FACEFIX_WEIGHTS, FACEFIX_ACCEPT and the user's folders describe."""
         cache = platformdirs.user_cache_path("facefix", appauthor=False)
-        own = [Path(entry).expanduser() for entry in environ.get("FACEFIX_WEIGHTS", "").split(os.pathsep) if entry]
+        own = [
+            Path(entry).expanduser().absolute()
+            for entry in environ.get("FACEFIX_WEIGHTS", "").split(os.pathsep)
+            if entry
+        ]
         checkout = _checkout_folder(Path(__file__).resolve().parent)
         accepted = environ.get("FACEFIX_ACCEPT", "").split(",")
         return cls(
@@ -118,7 +126,7 @@ class Store:
         if records and not _suffix(name):
             return None
         for folder in (*self.folders, Path()):
-            for path in _files_called(folder, name):
+            for path in _files_called(name, _listing(folder)):
                 return self._identify(path), path
         return None
 
@@ -137,17 +145,17 @@ class Store:
 
     def available(self, kind: str) -> tuple[tuple[Weight, Path], ...]:
         """The records of this kind whose files are there, in the catalogue's order; the files are not looked into."""
-        located = ((weight, self.locate(weight)) for weight in self.catalogue if weight.kind == kind)
+        return tuple((weight, path) for weight, path in self.present() if weight.kind == kind)
+
+    def present(self) -> tuple[tuple[Weight, Path], ...]:
+        """The records whose files are there, in the catalogue's order; the files are not looked into."""
+        listings = [_listing(folder) for folder in self.folders]
+        located = ((weight, self._locate(weight, listings)) for weight in self.catalogue)
         return tuple((weight, path) for weight, path in located if path is not None)
 
     def locate(self, weight: Weight) -> Path | None:
         """Where the record's file lies, or None."""
-        for folder in self.folders:
-            for name in weight.files:
-                for path in _files_called(folder, name):
-                    if self._can_be(weight, path):
-                        return path
-        return next((path for path in map(_packaged, weight.urls) if path is not None), None)
+        return self._locate(weight, map(_listing, self.folders))
 
     def check(self, weight: Weight, path: Path) -> None:
         """Nothing, where the file is what its record describes; its digest is worked out once and remembered.
@@ -156,7 +164,10 @@ class Store:
             WeightsInvalid: it is not.
         """
         wanted = self._wanted(weight, path)
-        problem = wanted.problem(path, self.digest)
+        try:
+            problem = wanted.problem(path, self.digest)
+        except OSError as error:
+            raise WeightsInvalid(path, f"it cannot be read ({error.strerror or error}); allow it") from error
         if problem is not None:
             way_out = f"delete it and run `facefix weights fetch {weight.name}`"
             if not weight.urls:
@@ -309,6 +320,14 @@ class Store:
     def _pins(self) -> Path:
         return self.config_folder / "pins.json"
 
+    def _locate(self, weight: Weight, listings: Iterable[Listing]) -> Path | None:
+        for listing in listings:
+            for name in weight.files:
+                for path in _files_called(name, listing):
+                    if self._can_be(weight, path):
+                        return path
+        return next((path for path in map(_packaged, weight.urls) if path is not None), None)
+
     def _can_be(self, weight: Weight, path: Path) -> bool:
         """Whether the file can be this record's: a name that fits several records is decided by the file's size."""
         rivals = [other for other in self.named(path.name) if other is not weight]
@@ -399,17 +418,24 @@ def _goes_by(weight: Weight, name: str) -> bool:
     return _same_network(suffix, _suffix(weight.files[0])) and any(_key(known) == key for known in _names(weight))
 
 
-def _files_called(folder: Path, name: str) -> Iterable[Path]:
-    """The files of a folder that go by this name, the one spelled exactly so first."""
-    key, suffix = _key(name), _suffix(name)
+def _listing(folder: Path) -> Listing:
+    """The folder's weight files; none where there is no such folder."""
+    listing: dict[str, list[Path]] = {}
     try:
-        entries = sorted(os.listdir(folder), key=lambda entry: (entry != name, entry))
+        entries = sorted(os.listdir(folder))
     except OSError:
-        return
+        return listing
     for entry in entries:
-        alike = _key(entry) == key and _suffix(entry) and _same_network(_suffix(entry), suffix or _suffix(entry))
-        if alike and not entry.startswith(".") and (folder / entry).is_file():
-            yield folder / entry
+        if _suffix(entry) and not entry.startswith("."):
+            listing.setdefault(_key(entry), []).append(folder / entry)
+    return listing
+
+
+def _files_called(name: str, listing: Listing) -> Iterable[Path]:
+    """The files of a folder that go by this name, the one spelled exactly so first."""
+    for path in sorted(listing.get(_key(name), ()), key=lambda path: path.name != name):
+        if _same_network(_suffix(name) or _suffix(path.name), _suffix(path.name)) and path.is_file():
+            yield path
 
 
 def _packaged(url: str) -> Path | None:

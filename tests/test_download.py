@@ -282,6 +282,13 @@ def test_nobody_answers(target: Path) -> None:
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.parametrize("proxy", ["nonsense://127.0.0.1:1", "socks5://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used(target: Path, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(DownloadFailed, match=r"proxy|tried 2 times"):
+        download(["http://facefix.invalid/net.pth"], target, WANTED, patience=PATIENCE)
+
+
 def test_two_at_once_download_it_once(server: Server, target: Path) -> None:
     results: list[str | None] = []
     threads = [threading.Thread(target=lambda: results.append(get(server, target, "whole"))) for _ in range(3)]

@@ -177,7 +177,7 @@ def test_an_onnx_export_is_another_file(store: Store) -> None:
 
 
 def test_a_name_that_fits_two_records_is_not_guessed(store: Store) -> None:
-    with pytest.raises(WeightsMissing, match="say which: gpen-bfr-512-modelscope, gpen-bfr-1024"):
+    with pytest.raises(WeightsMissing, match="say which: gpen-bfr-512-ms, gpen-bfr-1024"):
         store.require("pytorch_model.pt")
     with pytest.raises(WeightsMissing, match="say which"):
         store.fetch("pytorch_model.pt")
@@ -186,7 +186,7 @@ def test_a_name_that_fits_two_records_is_not_guessed(store: Store) -> None:
 @pytest.mark.parametrize(
     ("size", "record"),
     [
-        (284_085_738, "gpen-bfr-512-modelscope"),
+        (284_085_738, "gpen-bfr-512-ms"),
         (284_915_000, "gpen-bfr-1024"),
         (512, "unknown"),
         (900_000_000, "unknown"),
