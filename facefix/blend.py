@@ -1,0 +1,283 @@
+"""Pasting patches into a photo, seam-free and box by box; outside the masks no bit changes.
+
+With P the patch, O the crop it was made from, both laid into the canvas, C the canvas and m the soft mask, a pixel becomes
+
+    C + m · ( P - O - (1 - k) · (C - O) )
+
+C - O is what the crop could not hold: detail finer than its pixels, grain, the losses of going there and back. k says
+how much of it stays, and is measured: the share of O's finest detail that P still has, by local regression. A restorer
+that keeps what is there has k = 1, and its difference alone is added, so a sharp photo stays as sharp as it was and an
+unchanged crop changes no bit. One that smooths grain away, or draws the face anew, has k = 0, and the patch replaces the
+picture, so nothing of the old grain shines through.
+
+The sum is formed in floating point and sRGB, but what is written is the canvas plus the difference of two encodings, so
+that where the sum does not change, rounding and colour profiles cannot change a pixel either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from facefix import align
+from facefix.errors import UsageError
+from facefix.types import Box, Mask, Matrix, Patch, Photo, Pixels, Raster
+
+_TILE_PX = 1024
+_LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
+_DETAIL_FLOOR = np.float32((0.5 / 255) ** 2)
+_MASK_FLOOR = np.float32(1 / 512)
+
+
+def paste(
+    canvas: Photo, patches: Sequence[Patch], scale: float = 1.0, within: Mask | None = None, strength: float = 1.0
+) -> Photo:
+    """The canvas with the patches pasted; a new Photo whose pixels outside the masks are the canvas's, bit for bit.
+
+    Where patches overlap, each counts by the square of its mask, and together they cover as much as their union.
+
+    Args:
+        canvas: the photo, or the photo enlarged by `scale` about pixel centres. Alpha and meta are kept.
+        patches: in any order; `patch_from_photo` is in the unscaled photo's pixels.
+        scale: canvas pixels for one photo pixel.
+        within: (H, W) float32 of the unscaled photo: the masks are multiplied by it; where it is 0 nothing changes.
+        strength: 0 leaves the canvas as it is, 1 replaces.
+
+    Raises:
+        UsageError: `within` is not of the photo's size, or strength is not in 0..1.
+    """
+    if not 0 <= strength <= 1:
+        raise UsageError(f"strength: expected 0 to 1, got {strength}; choose a value between")
+    if within is not None:
+        expected = (round(canvas.height / scale), round(canvas.width / scale))
+        if within.shape != expected:
+            raise UsageError(
+                f"mask: expected {expected} px (rows, columns) as the photo, got {within.shape}; resize it"
+            )
+    raster = canvas.raster.copy()
+    placed = [(patch, box) for patch in patches if (box := touched_box(patch, canvas, scale)) is not None]
+    for group in _groups([box for _, box in placed]):
+        layers = [_Layer.of(placed[i][0], placed[i][1], scale, strength) for i in group]
+        for tile in _tiles(_around(layer.box for layer in layers)):
+            _paste_tile(canvas, raster, layers, tile, within, scale)
+    return dataclasses.replace(canvas, raster=raster)
+
+
+def rebased(patch: Patch, canvas: Photo, scale: float) -> Patch:
+    """The patch as one that replaces what the canvas shows, for canvases that a network enlarged.
+
+    The crop was cut from the photo; such a canvas already has detail that the crop lacks, and the patch's own would
+    come on top of it. With the crop cut from the canvas, the patch replaces the canvas's face.
+    """
+    patch_from_canvas = align.scaled(patch.patch_from_photo, scale)
+    original = align.extract(canvas, patch_from_canvas, patch.mask.shape[0])
+    return dataclasses.replace(patch, original=original)
+
+
+def touched_box(patch: Patch, canvas: Photo, scale: float = 1.0) -> Box | None:
+    """The box of the canvas that the patch's mask can reach, or None where it lies outside."""
+    rows, columns = np.flatnonzero(patch.mask.any(1)), np.flatnonzero(patch.mask.any(0))
+    if len(rows) == 0:
+        return None
+    canvas_from_patch = align.invert(align.scaled(patch.patch_from_photo, scale))
+    support = (columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5)
+    x0, y0, x1, y1 = align.bounds(canvas_from_patch, support)
+    reach = 2 + 3 * max(1.0, align.magnification(canvas_from_patch))
+    left, top = max(0, math.floor(x0 - reach)), max(0, math.floor(y0 - reach))
+    right, bottom = min(canvas.width, math.ceil(x1 + reach) + 1), min(canvas.height, math.ceil(y1 + reach) + 1)
+    return Box(left, top, right, bottom) if left < right and top < bottom else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A patch made ready to be sampled anywhere in the canvas."""
+
+    box: Box
+    change: NDArray[np.float32]
+    """(h, w, 4): P - O, and the mask."""
+    base: NDArray[np.float32]
+    """(h, w, 4): O, and k."""
+    canvas_from_layer: Matrix
+
+    @classmethod
+    def of(cls, patch: Patch, box: Box, scale: float, strength: float) -> _Layer:
+        """The layer of a patch that reaches `box` of the canvas."""
+        canvas_from_patch = align.invert(align.scaled(patch.patch_from_photo, scale))
+        density = 1 / align.magnification(canvas_from_patch)
+        change = np.dstack([patch.pixels - patch.original, patch.mask * np.float32(strength)])
+        change, layer_from_patch = align.prepared(change, density)
+        original, _ = align.prepared(patch.original, density)
+        finest = max(1.0, density / align.whole_reduction(density)) if density > 1 else 2.0
+        base = np.dstack([original, _kept_share(original, change[:, :, :3], finest)])
+        return cls(box, change, base, align.compose(canvas_from_patch, align.invert(layer_from_patch)))
+
+    def over(self, box: Box, old: Pixels) -> tuple[Pixels, Mask]:
+        """The new minus the old pixels of the box, unmasked, and the mask there."""
+        box_from_layer = self.canvas_from_layer - np.array([[0, 0, box.x0], [0, 0, box.y0]], np.float64)
+        size = (box.x1 - box.x0, box.y1 - box.y0)
+        change = align.sampled(self.change, box_from_layer, size, cv2.BORDER_CONSTANT)
+        base = align.sampled(self.base, box_from_layer, size)
+        mask = np.clip((change[:, :, 3] - _MASK_FLOOR) / (1 - 2 * _MASK_FLOOR), 0, 1)
+        lost = (np.clip(base[:, :, 3:], 0, 1) - 1) * (old - base[:, :, :3])
+        return change[:, :, :3] + lost, mask
+
+
+def _kept_share(original: Pixels, change: Pixels, finest_px: float) -> NDArray[np.float32]:
+    """k, (h, w) in 0..1: how much of the original's finest detail the patch still has.
+
+    The regression coefficient, over a window of some 10 finest pixels, of the patch's detail on the original's.
+    """
+    luma = cv2.transform(np.stack([original, change]).reshape(-1, original.shape[1], 3), _LUMA)
+    before, added = np.split(np.asarray(luma, np.float32).reshape(-1, original.shape[1]), 2)
+    detail = before - _blurred(before, 0.8 * finest_px)
+    detail_added = added - _blurred(added, 0.8 * finest_px)
+    side = 2 * round(5 * finest_px) + 1
+    power = cv2.blur(detail * detail, (side, side), borderType=cv2.BORDER_REFLECT_101)
+    shared = cv2.blur(detail * detail_added, (side, side), borderType=cv2.BORDER_REFLECT_101)
+    return np.clip(1 + np.asarray(shared, np.float32) / (np.asarray(power, np.float32) + _DETAIL_FLOOR), 0, 1)
+
+
+def _paste_tile(
+    canvas: Photo, raster: Raster, layers: Sequence[_Layer], tile: Box, within: Mask | None, scale: float
+) -> None:
+    """Writes what the layers make of one tile of the canvas into the raster."""
+    reached = [(layer, part) for layer in layers if (part := _common(layer.box, tile)) is not None]
+    if not reached:
+        return
+    area = _around(part for _, part in reached)
+    old = canvas.pixels(area)
+    if len(reached) == 1:
+        change, mask = reached[0][0].over(area, old)
+    else:
+        change, mask = _combined(reached, area, old)
+    if within is not None:
+        mask = mask * _at_scale(within, area, scale)
+    _write(canvas, raster, area, old, old + mask[:, :, None] * change)
+
+
+def _combined(reached: Sequence[tuple[_Layer, Box]], area: Box, old: Pixels) -> tuple[Pixels, Mask]:
+    """The layers' changes, averaged by the squares of their masks, and the union of the masks."""
+    total = np.zeros_like(old)
+    weight = np.zeros(old.shape[:2], np.float32)
+    uncovered = np.ones(old.shape[:2], np.float32)
+    for layer, part in reached:
+        at = Box(part.x0 - area.x0, part.y0 - area.y0, part.x1 - area.x0, part.y1 - area.y0).slices
+        change, mask = layer.over(part, old[at])
+        total[at] += (mask * mask)[:, :, None] * change
+        weight[at] += mask * mask
+        uncovered[at] *= 1 - mask
+    return total / np.maximum(weight, np.float32(1e-12))[:, :, None], 1 - uncovered
+
+
+def _write(canvas: Photo, raster: Raster, area: Box, old: Pixels, new: Pixels) -> None:
+    """Adds the difference between the two encodings to the raster's box."""
+    bits = canvas.meta.bits
+    step = canvas.colour.from_srgb(new, bits).astype(np.int32) - canvas.colour.from_srgb(old, bits)
+    raster[area.slices] = np.clip(raster[area.slices] + step, 0, 2**bits - 1)
+
+
+def _at_scale(within: Mask, area: Box, scale: float) -> Mask:
+    """The user's mask over a box of the canvas; a canvas pixel takes the photo pixel it lies in."""
+    rows, columns = (
+        np.clip(((np.arange(low, high) + 0.5) / scale).astype(np.int64), 0, length - 1)
+        for low, high, length in ((area.y0, area.y1, within.shape[0]), (area.x0, area.x1, within.shape[1]))
+    )
+    return within[rows[:, None], columns]
+
+
+def _groups(boxes: Sequence[Box]) -> list[list[int]]:
+    """The boxes' numbers in groups, such that boxes of different groups do not overlap."""
+    groups: list[tuple[Box, list[int]]] = []
+    for number, box in enumerate(boxes):
+        joined, members = box, [number]
+        while True:
+            near = [group for group in groups if _common(group[0], joined) is not None]
+            if not near:
+                break
+            groups = [group for group in groups if group not in near]
+            joined = _around([joined, *(group[0] for group in near)])
+            members = sorted([*members, *(i for group in near for i in group[1])])
+        groups.append((joined, members))
+    return [members for _, members in groups]
+
+
+def _tiles(box: Box) -> Iterable[Box]:
+    """The box in pieces of at most 1024 px."""
+    for y in range(box.y0, box.y1, _TILE_PX):
+        for x in range(box.x0, box.x1, _TILE_PX):
+            yield Box(x, y, min(x + _TILE_PX, box.x1), min(y + _TILE_PX, box.y1))
+
+
+def _around(boxes: Iterable[Box]) -> Box:
+    """The smallest box around all."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return Box(min(x0), min(y0), max(x1), max(y1))
+
+
+def _common(first: Box, second: Box) -> Box | None:
+    """What both boxes hold, or None."""
+    box = Box(max(first.x0, second.x0), max(first.y0, second.y0), min(first.x1, second.x1), min(first.y1, second.y1))
+    return box if box.x0 < box.x1 and box.y0 < box.y1 else None
+
+
+def _blurred(plane: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
+    """The plane after a Gaussian."""
+    return np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma_px), np.float32)
+
+
+def seam_score(before: Photo, after: Photo, patch: Patch, scale: float = 1.0) -> float:
+    """How strong a new edge along the mask's border is, beside the picture's own detail there: 0 none, 1 as strong.
+
+    The change (after minus before), freed of detail finer than a quarter of the soft band, is differentiated across the
+    border; its 90th percentile, weighted by the mask's slope, is divided by the mean gradient that the photo has around the border
+    plus one grey level a pixel.
+
+    Args:
+        before: the canvas that was pasted into.
+        after: what `paste` made of it.
+        patch: the patch whose border is asked about.
+        scale: canvas pixels for one photo pixel.
+    """
+    box = touched_box(patch, before, scale)
+    if box is None:
+        return 0.0
+    canvas_from_patch = align.invert(align.scaled(patch.patch_from_photo, scale))
+    box_from_patch = canvas_from_patch - np.array([[0, 0, box.x0], [0, 0, box.y0]], np.float64)
+    mask = align.warp(patch.mask, box_from_patch, (box.x1 - box.x0, box.y1 - box.y0), cv2.BORDER_CONSTANT)
+    slope_x, slope_y = _gradient(mask)
+    slope = np.hypot(slope_x, slope_y)
+    if not (slope > 1e-4).any():
+        return 0.0
+    old, new = (_luma(photo.pixels(box)) for photo in (before, after))
+    band_px = float(1 / np.percentile(slope[slope > slope.max() / 4], 75))
+    change_x, change_y = _gradient(_blurred(new - old, max(0.5, band_px / 4)))
+    across = np.abs(change_x * slope_x + change_y * slope_y) / np.maximum(slope, np.float32(1e-6))
+    own = np.hypot(*_gradient(_blurred(old, max(0.5, band_px / 8))))
+    texture = float((own * slope).sum() / slope.sum())
+    return _weighted_percentile(across, slope, 0.9) / (texture + 1 / 255)
+
+
+def _luma(pixels: Pixels) -> NDArray[np.float32]:
+    return np.asarray(cv2.transform(pixels, _LUMA), np.float32)
+
+
+def _gradient(plane: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Slopes across and down, per pixel."""
+    kernel = np.array([[-0.5, 0.0, 0.5]], np.float32)
+    return (
+        np.asarray(cv2.filter2D(plane, -1, kernel, borderType=cv2.BORDER_REPLICATE), np.float32),
+        np.asarray(cv2.filter2D(plane, -1, kernel.T, borderType=cv2.BORDER_REPLICATE), np.float32),
+    )
+
+
+def _weighted_percentile(values: NDArray[np.float32], weights: NDArray[np.float32], part: float) -> float:
+    """The value below which `part` of the weight lies."""
+    order = np.argsort(values, axis=None)
+    cumulated = np.cumsum(weights.ravel()[order])
+    return float(values.ravel()[order][min(len(order) - 1, int(np.searchsorted(cumulated, part * cumulated[-1])))])
