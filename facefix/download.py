@@ -163,12 +163,12 @@ def download(
 
 
 def _disk_problem(error: OSError, target: Path) -> str:
-    way_out = "or set FACEFIX_WEIGHTS to a folder that has it"
+    way_out = "or set FACEFIX_WEIGHTS to another folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{target}: the disk is full ({error.strerror}); free some room, {way_out}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{target}: expected a folder that can be written to, got '{error.strerror}'; allow it, {way_out}"
-    return f"{target}: could not be written ({error.strerror or error}); set FACEFIX_WEIGHTS to another folder"
+    return f"{target}: could not be written ({error.strerror or error}); allow it, {way_out}"
 
 
 def _from_any(urls: Sequence[str], target: Path, wanted: Wanted, patience: Patience, progress: Progress) -> str:
@@ -191,7 +191,7 @@ def _from_any(urls: Sequence[str], target: Path, wanted: Wanted, patience: Patie
             else:
                 part.finish()
                 return url
-    raise DownloadFailed("; ".join(problems))
+    raise DownloadFailed(f"{'; '.join(problems)}; try again, or put the file by hand as {target}")
 
 
 def _from_one(client: httpx.Client, part: _Part, patience: Patience, progress: Progress) -> None:

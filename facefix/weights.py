@@ -250,7 +250,7 @@ class Store:
             download(urls, target, wanted, patience=self.patience, progress=progress)
         except DownloadFailed as error:
             pin = f"; to trust a new version, remove {weight.name} from {self._pins}" if self.pinned(weight) else ""
-            raise DownloadFailed(f"{weight.name}: {error}; or put the file by hand as {target}{pin}") from error
+            raise DownloadFailed(f"{weight.name}: {error}{pin}") from error
         self._pin(weight, target)
         return target
 
