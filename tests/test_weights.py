@@ -6,7 +6,11 @@ import itertools
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -562,3 +566,32 @@ def test_command_asks_for_consent(command: CliRunner, shop: Store) -> None:
 def test_command_with_consent_at_once(command: CliRunner, shop: Store) -> None:
     assert command.invoke(cli_weights.app, ["fetch", "--accept", "closed"]).exit_code == 0
     assert shop.accepted(shop.record("closed"))
+
+
+# -- the wheel -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="not run from a checkout")
+def test_a_wheel_carries_the_catalogue_and_the_small_network(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="needs hatchling")
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "facefix", tree / "facefix", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    for name in ("LICENSE", "README.md", "weights/LICENCES.md"):
+        put(tree / name, b"words")
+    put(tree / "weights" / "facefix-lite-256.safetensors", b"the small network")
+    put(tree / "weights" / "GPEN-BFR-512.pth", b"not ours to hand on")
+    command = "import hatchling.build; print(hatchling.build.build_wheel('.'))"
+    subprocess.run([sys.executable, "-c", command], cwd=tree, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tree.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+        assert {"facefix/weights.toml", "facefix/py.typed", "facefix/weights_data/LICENCES.md"} <= names
+        assert wheel.read("facefix/weights_data/facefix-lite-256.safetensors") == b"the small network"
+    assert not any("GPEN-BFR" in name for name in names)
+
+
+@pytest.mark.skipif(not list((ROOT / "weights").glob("facefix-lite-*.safetensors")), reason="no embedded network here")
+def test_the_embedded_network_is_found_in_a_checkout() -> None:
+    weight, path = Store.default({}).require("facefix-lite-256")
+    assert path == ROOT / "weights" / "facefix-lite-256.safetensors"
+    assert weight.licence == "Apache-2.0"
