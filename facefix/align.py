@@ -221,7 +221,7 @@ def _reflected(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         return np.zeros_like(index)
     period = 2 * (length - 1)
     folded = np.abs(index) % period
-    return np.minimum(folded, period - folded)
+    return np.asarray(np.minimum(folded, period - folded), np.int64)
 
 
 def bounds(dst_from_src: Matrix, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -246,14 +246,14 @@ def prepared(pixels: NDArray[np.float32], density: float) -> tuple[NDArray[np.fl
     """
     if density <= 1:
         doubled = (pixels.shape[1] * 2, pixels.shape[0] * 2)
-        return cv2.resize(pixels, doubled, interpolation=cv2.INTER_LANCZOS4), scaling(2.0)
+        return _array(cv2.resize(pixels, doubled, interpolation=cv2.INTER_LANCZOS4)), scaling(2.0)
     reduction = whole_reduction(density)
     short = [-side % reduction for side in pixels.shape[:2]]
     if any(short):
-        pixels = cv2.copyMakeBorder(pixels, 0, short[0], 0, short[1], cv2.BORDER_REPLICATE)
+        pixels = _array(cv2.copyMakeBorder(pixels, 0, short[0], 0, short[1], cv2.BORDER_REPLICATE))
     pixels = _area_reduced(pixels, reduction)
     taps = _lanczos_taps(density / reduction)
-    return cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REPLICATE), scaling(1 / reduction)
+    return _array(cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)), scaling(1 / reduction)
 
 
 def sampled(
@@ -292,11 +292,11 @@ def _area_reduced(pixels: NDArray[np.float32], reduction: int) -> NDArray[np.flo
 
 
 def _lanczos_taps(width: float) -> NDArray[np.float32]:
-    """The Lanczos-3 low-pass for one sample in `width` pixels, at whole pixels, summing to 1; width 1 changes nothing."""
+    """The Lanczos-3 low-pass for one sample in `width` pixels, at whole pixels, of sum 1; at width 1 the identity."""
     reach = math.ceil(_REACH * width)
     at = np.arange(-reach, reach + 1) / width
     taps = np.sinc(at) * np.sinc(at / _REACH) * (np.abs(at) < _REACH)
-    return (taps / taps.sum()).astype(np.float32)
+    return np.asarray(taps / taps.sum(), np.float32)
 
 
 def _array(result: Any) -> NDArray[np.float32]:

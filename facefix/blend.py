@@ -1,14 +1,15 @@
 """Pasting patches into a photo, seam-free and box by box; outside the masks no bit changes.
 
-With P the patch, O the crop it was made from, both laid into the canvas, C the canvas and m the soft mask, a pixel becomes
+With P the patch, O the crop it was made from, both laid into the canvas, C the canvas and m the soft mask, a
+pixel becomes
 
     C + m · ( P - O - (1 - k) · (C - O) )
 
 C - O is what the crop could not hold: detail finer than its pixels, grain, the losses of going there and back. k says
 how much of it stays, and is measured: the share of O's finest detail that P still has, by local regression. A restorer
 that keeps what is there has k = 1, and its difference alone is added, so a sharp photo stays as sharp as it was and an
-unchanged crop changes no bit. One that smooths grain away, or draws the face anew, has k = 0, and the patch replaces the
-picture, so nothing of the old grain shines through.
+unchanged crop changes no bit. One that smooths grain away, or draws the face anew, has k = 0, and the patch replaces
+the picture, so nothing of the old grain shines through.
 
 The sum is formed in floating point and sRGB, but what is written is the canvas plus the difference of two encodings, so
 that where the sum does not change, rounding and colour profiles cannot change a pixel either.
@@ -140,7 +141,8 @@ def _kept_share(original: Pixels, change: Pixels, finest_px: float) -> NDArray[n
     side = 2 * round(5 * finest_px) + 1
     power = cv2.blur(detail * detail, (side, side), borderType=cv2.BORDER_REFLECT_101)
     shared = cv2.blur(detail * detail_added, (side, side), borderType=cv2.BORDER_REFLECT_101)
-    return np.clip(1 + np.asarray(shared, np.float32) / (np.asarray(power, np.float32) + _DETAIL_FLOOR), 0, 1)
+    kept = 1 + np.asarray(shared, np.float32) / (np.asarray(power, np.float32) + _DETAIL_FLOOR)
+    return np.asarray(np.clip(kept, 0, 1), np.float32)
 
 
 def _paste_tile(
@@ -172,7 +174,7 @@ def _combined(reached: Sequence[tuple[_Layer, Box]], area: Box, old: Pixels) -> 
         total[at] += (mask * mask)[:, :, None] * change
         weight[at] += mask * mask
         uncovered[at] *= 1 - mask
-    return total / np.maximum(weight, np.float32(1e-12))[:, :, None], 1 - uncovered
+    return np.asarray(total / np.maximum(weight, np.float32(1e-12))[:, :, None], np.float32), 1 - uncovered
 
 
 def _write(canvas: Photo, raster: Raster, area: Box, old: Pixels, new: Pixels) -> None:
@@ -235,8 +237,8 @@ def seam_score(before: Photo, after: Photo, patch: Patch, scale: float = 1.0) ->
     """How strong a new edge along the mask's border is, beside the picture's own detail there: 0 none, 1 as strong.
 
     The change (after minus before), freed of detail finer than a quarter of the soft band, is differentiated across the
-    border; its 90th percentile, weighted by the mask's slope, is divided by the mean gradient that the photo has around the border
-    plus one grey level a pixel.
+    border; its 90th percentile, weighted by the mask's slope, is divided by the mean gradient that the photo has around
+    the border plus one grey level a pixel.
 
     Args:
         before: the canvas that was pasted into.
@@ -251,13 +253,15 @@ def seam_score(before: Photo, after: Photo, patch: Patch, scale: float = 1.0) ->
     box_from_patch = canvas_from_patch - np.array([[0, 0, box.x0], [0, 0, box.y0]], np.float64)
     mask = align.warp(patch.mask, box_from_patch, (box.x1 - box.x0, box.y1 - box.y0), cv2.BORDER_CONSTANT)
     slope_x, slope_y = _gradient(mask)
-    slope = np.hypot(slope_x, slope_y)
+    slope = np.asarray(np.hypot(slope_x, slope_y), np.float32)
     if not (slope > 1e-4).any():
         return 0.0
     old, new = (_luma(photo.pixels(box)) for photo in (before, after))
     band_px = float(1 / np.percentile(slope[slope > slope.max() / 4], 75))
     change_x, change_y = _gradient(_blurred(new - old, max(0.5, band_px / 4)))
-    across = np.abs(change_x * slope_x + change_y * slope_y) / np.maximum(slope, np.float32(1e-6))
+    across = np.asarray(
+        np.abs(change_x * slope_x + change_y * slope_y) / np.maximum(slope, np.float32(1e-6)), np.float32
+    )
     own = np.hypot(*_gradient(_blurred(old, max(0.5, band_px / 8))))
     texture = float((own * slope).sum() / slope.sum())
     return _weighted_percentile(across, slope, 0.9) / (texture + 1 / 255)

@@ -170,7 +170,7 @@ def _project_outline(points: Points) -> Points:
     limit, depth = 0.8 * max(across, down), float(np.linalg.norm(camera[2]))
     if depth > limit > 0:
         camera[2] *= limit / depth
-    return np.column_stack([_OUTLINE_MM, np.ones(len(_OUTLINE_MM))]) @ camera + centre
+    return np.asarray(np.column_stack([_OUTLINE_MM, np.ones(len(_OUTLINE_MM))]) @ camera + centre, np.float64)
 
 
 def _distance_to_hull(hull: Points, size: int, rounding: float) -> NDArray[np.float32]:

@@ -45,8 +45,8 @@ class Toning:
 def toning(photo: Photo) -> Toning:
     """Whether the photo is gray, toned or in colour, and the tone's curve.
 
-    Looked at on a copy of some 192 px, where grain and JPEG's colour noise are averaged away. Gray: 98 of 100 pixels have
-    a chroma below 2. Toned: a and b follow from L, within 3 for 90 and 5 for 97 of 100 pixels.
+    Looked at on a copy of some 192 px, where grain and JPEG's colour noise are averaged away. Gray: 98 of 100 pixels
+    have a chroma below 2. Toned: a and b follow from L, within 3 for 90 and 5 for 97 of 100 pixels.
 
     Args:
         photo: 8 or 16 bit; read in strips.
@@ -67,8 +67,8 @@ def toning(photo: Photo) -> Toning:
 def keep_chroma(restored: Pixels, original: Pixels, found: Toning) -> Pixels:
     """The restored brightness in the original's colours.
 
-    A gray photo stays gray to the bit: the same step goes to all three channels. A toned one follows its own curve to the
-    new brightness. In any other the chroma is the original's own.
+    A gray photo stays gray to the bit: the same step goes to all three channels. A toned one follows its own curve to
+    the new brightness. In any other the chroma is the original's own.
 
     Args:
         restored: (h, w, 3) float32, 0..1.
@@ -98,8 +98,8 @@ def match_colour(restored: Pixels, original: Pixels, mask: Mask, amount: float =
         mask: (S, S) float32, where to measure.
         amount: 0 nothing .. 1 all of the correction.
 
-    Source: E. Reinhard et al., Color transfer between images, IEEE CG&A 21(5), 2001, in CIE Lab instead of l-alpha-beta,
-        with the gain limited to 0.75..1.33.
+    Source: E. Reinhard et al., Color transfer between images, IEEE CG&A 21(5), 2001, in CIE Lab instead of
+        l-alpha-beta, with the gain limited to 0.75..1.33.
     """
     weight = np.asarray(mask, np.float64)
     if amount == 0 or weight.sum() <= 0:
@@ -117,9 +117,9 @@ def match_grain(
 ) -> Pixels:
     """The restored face with the grain that its surroundings have and it lacks.
 
-    Grain is measured on both at the photo's own pixels, in their flattest parts: in the original outside the mask, in the
-    restored inside. What is missing is added as seeded noise whose grains are a photo pixel wide, or wider where the
-    photo's are.
+    Grain is measured on both at the photo's own pixels, in their flattest parts: in the original outside the mask, in
+    the restored inside. What is missing is added as seeded noise whose grains are a photo pixel wide, or
+    wider where the photo's are.
 
     Args:
         restored: (S, S, 3) float32, 0..1.
@@ -184,7 +184,7 @@ def _made_grain(size: int, correlation: float, seed: int) -> NDArray[np.float32]
         sigma = math.sqrt(-1 / (4 * math.log(correlation)))
         noise = _array(cv2.GaussianBlur(noise, (0, 0), sigma))
     laplacian = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6
-    return noise / _array(cv2.filter2D(noise, -1, laplacian)).std()
+    return np.asarray(noise / _array(cv2.filter2D(noise, -1, laplacian)).std(), np.float32)
 
 
 def _thumbnail(photo: Photo) -> Pixels:
