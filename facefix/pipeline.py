@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import align, blend, detect, imagefile, mask, parse, restore, tone, upscale
+from facefix import align, blend, detect, imagefile, restore, tone, upscale
+from facefix import mask as masks
 from facefix.errors import DegenerateLandmarks, DeviceError, PhotoRefused, UsageError
 from facefix.recipe import Recipe
 from facefix.restore import Restorer
@@ -132,10 +133,11 @@ class FaceFix:
         notes, chosen = self._crops(photo, faces, allowed)
         # 4 restore, 5 parse and mask, 6 tone
         patches: dict[int, Patch] = {}
-        for done, (face, pixels, note) in enumerate(self._restored(chosen, photo, progress), 1):
+        toning = tone.toning(photo) if chosen and self.restorers.changes_faces else None
+        for done, (face, pixels, note) in enumerate(self._restored(chosen), 1):
             notes[face.number] = note
             if pixels is not None:
-                patches[face.number] = self._patch(photo, face.crop, pixels)
+                patches[face.number] = self._patch(face, pixels, toning)
             if progress is not None:
                 progress(done, len(chosen))
         # 7 upscale
@@ -207,13 +209,11 @@ class FaceFix:
             return f"already sharper than the {size} px that the network gives; --sharp-faces restore does it anyway"
         restorer = self.restorers.take(size)
         crop = align.crop(photo, face, restorer.template)
-        if allowed is not None and not mask.touches(self._shape(crop), crop.crop_from_photo, allowed):
+        if allowed is not None and not masks.touches(self._shape(crop), crop.crop_from_photo, allowed):
             return "outside of the mask that was given"
         return crop, restorer
 
-    def _restored(
-        self, chosen: Sequence[_Chosen], photo: Photo, progress: Progress | None
-    ) -> Iterator[tuple[_Chosen, Pixels | None, FaceNote]]:
+    def _restored(self, chosen: Sequence[_Chosen]) -> Iterator[tuple[_Chosen, Pixels | None, FaceNote]]:
         """Each face with its new pixels (None where that failed) and its note; faces of one restorer go together."""
         by_restorer: dict[int, list[_Chosen]] = {}
         for face in chosen:
@@ -246,15 +246,23 @@ class FaceFix:
         """The crop's soft mask."""
         points = align.moved(crop.crop_from_photo, crop.face.points)
         if self.parser is None:
-            return mask.landmark_mask(points, crop.template.size, self.recipe.feather)
+            return masks.landmark_mask(points, crop.template.size, self.recipe.feather)
         labels = self.parser(crop.pixels)
-        return mask.label_mask(labels, self.parser.face_classes, crop.template.size, self.recipe.feather)
+        return masks.label_mask(labels, self.parser.face_classes, crop.template.size, self.recipe.feather)
 
-    def _patch(self, photo: Photo, crop: Crop, pixels: Pixels) -> Patch:
-        """What is pasted for a restored crop: its colours and grain brought to the photo's, and its soft mask."""
+    def _patch(self, face: _Chosen, pixels: Pixels, toning: tone.Toning | None) -> Patch:
+        """What is pasted for a restored crop: colours and grain as in its photo, and the soft mask."""
+        crop, recipe = face.crop, self.recipe
         shape = self._shape(crop)
-        if self.restorers.changes_faces:
-            pixels = _toned(pixels, crop, shape, photo, self.recipe)
+        if toning is not None:
+            mono = recipe.colour == "auto" and toning.kind != "colour"
+            if recipe.colour == "keep" or mono:
+                pixels = tone.keep_chroma(pixels, crop.pixels, toning)
+            elif recipe.colour != "free":
+                pixels = tone.match_colour(pixels, crop.pixels, shape)
+            photo_pixel_px = align.magnification(crop.crop_from_photo)
+            seed = recipe.seed + face.number
+            pixels = tone.match_grain(pixels, crop.pixels, shape, photo_pixel_px, recipe.grain, seed)
         return Patch(pixels, crop.pixels, shape, crop.crop_from_photo)
 
     def _canvas(self, photo: Photo) -> Photo:

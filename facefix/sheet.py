@@ -13,7 +13,7 @@ _LONGEST_SIDE = 1600
 _FACE_PX = 256
 _FACES = 6
 _GAP = 16
-_PAPER, _INK = 0.12, (0.92, 0.92, 0.92)
+_PAPER, _INK = 31, (235, 235, 235)
 
 
 def before_after(photo: Photo, result: Result) -> Photo:
@@ -60,14 +60,14 @@ def _square(pixels: Pixels) -> Pixels:
 
 def _labelled(pixels: Pixels, text: str) -> Pixels:
     """The pixels under a strip that holds the text."""
-    strip = np.full((34, pixels.shape[1], 3), _PAPER, np.float32)
+    strip = np.full((34, pixels.shape[1], 3), _PAPER, np.uint8)
     cv2.putText(strip, text, (6, 25), cv2.FONT_HERSHEY_SIMPLEX, 0.8, _INK, 1, cv2.LINE_AA)
-    return np.concatenate([strip, pixels])
+    return np.concatenate([PlainSRGB().to_srgb(strip), pixels])
 
 
 def _row(parts: list[Pixels], gap: int = _GAP) -> Pixels:
     """Parts of one height, side by side."""
-    between = np.full((parts[0].shape[0], gap, 3), _PAPER, np.float32)
+    between = np.full((parts[0].shape[0], gap, 3), _PAPER / 255, np.float32)
     return np.concatenate([piece for part in parts for piece in (part, between)][:-1], axis=1)
 
 
@@ -75,7 +75,7 @@ def _stack(rows: list[Pixels]) -> Pixels:
     """Rows of any width, one below the other, with a margin around."""
     width = max(row.shape[1] for row in rows)
     height = sum(row.shape[0] for row in rows) + _GAP * (len(rows) + 1)
-    sheet = np.full((height, width + 2 * _GAP, 3), _PAPER, np.float32)
+    sheet = np.full((height, width + 2 * _GAP, 3), _PAPER / 255, np.float32)
     top = _GAP
     for row in rows:
         sheet[top : top + row.shape[0], _GAP : _GAP + row.shape[1]] = row

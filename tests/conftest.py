@@ -1,0 +1,52 @@
+"""What several test files share: real pictures, and small real networks with made weights."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage.data import astronaut
+
+from facefix.gpen import GPEN
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture
+def portrait() -> np.ndarray:
+    """(512, 512, 3) uint8 with one face, about 100 px wide: NASA's public-domain portrait of Eileen Collins."""
+    return astronaut().copy()
+
+
+@pytest.fixture
+def portrait_file(tmp_path: Path, portrait: np.ndarray) -> Path:
+    path = tmp_path / "portrait.png"
+    Image.fromarray(portrait).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gpen_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 64 px GPEN with the published names and made weights; what it draws is noise, but it is the real network."""
+    network = GPEN.published(64, 1, 0.125)
+    state = {}
+    for name, tensor in network.state_dict().items():
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        drawn = torch.from_numpy(rng.standard_normal(tuple(tensor.shape)).astype(np.float32))
+        state[name] = tensor.clone() if name.endswith(".kernel") else drawn * (0.1 if "bias" in name else 1.0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(state, path)
+    return path
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of test data beside the checkout; tests that need it are skipped where it is not."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared test data")
+    return SHARED
