@@ -238,7 +238,8 @@ def _transfer(client: httpx.Client, part: _Part, progress: Progress) -> None:
         raise _BrokenError("no answer in time", unreachable=isinstance(error, httpx.ConnectTimeout)) from error
     except httpx.TransportError as error:
         unreachable = isinstance(error, httpx.ConnectError)
-        raise _BrokenError(str(error) or type(error).__name__, unreachable=unreachable) from error
+        problem = f"no connection: {error}" if unreachable else str(error) or type(error).__name__
+        raise _BrokenError(problem, unreachable=unreachable) from error
     if total is not None and part.size < total:
         raise _BrokenError(f"broken off after {part.size} of {total} bytes")
 

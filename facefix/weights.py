@@ -272,7 +272,7 @@ class Store:
 
     def accepted(self, weight: Weight) -> bool:
         """Whether the record may be downloaded: it is free to use, or its licence was agreed to."""
-        if weight.commercial or self.consent & {_key(name) for name in (weight.name, *weight.aliases)}:
+        if weight.commercial or self.consent & {_key(name) for name in (weight.name, *weight.aliases, weight.files[0])}:
             return True
         return "accepted" in _read(self._licences).get(weight.name, ())
 
