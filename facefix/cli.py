@@ -52,9 +52,6 @@ def main() -> None:
     except FacefixError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted; what was finished is kept, run the same command again to go on")
-        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_PHOTO_FAILED)
@@ -206,6 +203,9 @@ def restore(
         for task in tasks:
             try:
                 done = _one(fix, task, mask, faces_out, overwrite, faces_done)
+            except KeyboardInterrupt:
+                _complain(f"interrupted; {len(reports)} of {len(tasks)} photos were finished and are kept")
+                raise typer.Exit(EXIT_INTERRUPTED) from None
             except PhotoError as error:
                 failed += 1
                 named = str(error) if error.path is not None else f"{task.source}: {error}"

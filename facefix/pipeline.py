@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import align, blend, detect, imagefile, restore, tone, upscale
+from facefix import align, blend, detect, imagefile, parse, restore, tone, upscale
 from facefix import mask as masks
 from facefix.errors import DegenerateLandmarks, DeviceError, PhotoRefused, UsageError
 from facefix.recipe import Recipe

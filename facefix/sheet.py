@@ -10,8 +10,8 @@ import numpy as np
 from facefix.types import Meta, Photo, Pixels, PlainSRGB, Result
 
 _LONGEST_SIDE = 1600
-_FACE_PX = 256
-_FACES = 6
+_FACE_PX = {1: 512, 2: 256}
+_FACES = 8
 _GAP = 16
 _PAPER, _INK = 31, (235, 235, 235)
 
@@ -27,8 +27,9 @@ def before_after(photo: Photo, result: Result) -> Photo:
     size = (max(1, round(result.photo.width * shrink)), max(1, round(result.photo.height * shrink)))
     rows = [_row([_labelled(_fit(photo, size), "before"), _labelled(_fit(result.photo, size), "after")])]
     patches = sorted(result.patches.values(), key=lambda patch: -_area(patch.patch_from_photo))[:_FACES]
-    pairs = [_row([_square(patch.original), _square(patch.pixels)], gap=2) for patch in patches]
-    across = max(1, rows[0].shape[1] // (2 * _FACE_PX + 2 * _GAP))
+    side = _FACE_PX.get(len(patches), 192)
+    pairs = [_row([_square(patch.original, side), _square(patch.pixels, side)], gap=2) for patch in patches]
+    across = max(1, rows[0].shape[1] // (2 * side))
     rows += [_row(pairs[start : start + across]) for start in range(0, len(pairs), across)]
     return Photo(PlainSRGB().from_srgb(_stack(rows), 8), Meta(format="JPEG"))
 
@@ -53,9 +54,9 @@ def _fit(photo: Photo, size: tuple[int, int]) -> Pixels:
     return photo.colour.to_srgb(np.asarray(cv2.resize(photo.raster, size, interpolation=way), photo.raster.dtype))
 
 
-def _square(pixels: Pixels) -> Pixels:
-    shrink = cv2.INTER_AREA if pixels.shape[0] > _FACE_PX else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(pixels, (_FACE_PX, _FACE_PX), interpolation=shrink), np.float32)
+def _square(pixels: Pixels, side: int) -> Pixels:
+    way = cv2.INTER_AREA if pixels.shape[0] > side else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (side, side), interpolation=way), np.float32)
 
 
 def _labelled(pixels: Pixels, text: str) -> Pixels:
