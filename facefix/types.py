@@ -102,6 +102,9 @@ class Meta:
     dpi: tuple[float, float] | None = None
     jpeg_tables: tuple[tuple[int, ...], ...] | None = None
     jpeg_subsampling: int | None = None
+    lossless: bool = True
+    text: tuple[tuple[str, str], ...] = ()
+    xmp_extended: tuple[bytes, ...] = ()
     warnings: tuple[str, ...] = ()
 
 

@@ -1,108 +1,345 @@
-"""Bytes to a Photo and back: orientation, metadata, depth, alpha and grey kept; written atomically."""
+"""Bytes to a Photo and back: orientation, colour profile, metadata, depth, grey and alpha kept; written atomically.
+
+What becomes of a photo's parts
+    orientation   applied at reading; the tags (EXIF, TIFF, XMP) say 1 in what is written
+    ICC profile   kept byte for byte, and gives the way to sRGB and back; a broken one is left out with a warning
+    EXIF          kept byte for byte but orientation, pixel dimensions and thumbnail (it shows the photo as it was)
+    XMP           kept; says that AI made parts of the photo, unless that is switched off
+    IPTC, DPI     kept where the format has a place for them
+    JPEG          written with the source's quantisation tables and chroma subsampling, or finer
+    CMYK          becomes sRGB, through its profile where it has one, and says so in a warning
+    first frame   of animations, pages and layers, with a warning
+
+    >>> import numpy as np
+    >>> photo = from_array(np.zeros((2, 3, 3), np.uint8))
+    >>> photo.width, photo.height
+    (3, 2)
+"""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import secrets
 import shutil
+import stat
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, TypeVar
 
-import imagecodecs
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from facefix.errors import PhotoUnreadable, PhotoUnwritable
-from facefix.types import Meta, Photo
+from facefix.errors import PhotoError, PhotoRefused, PhotoUnreadable, PhotoUnwritable
+from facefix.imagefile import colour, exif
+from facefix.imagefile.decode import decode, from_pillow, settle_metadata
+from facefix.imagefile.encode import FORMAT_OF, eight_bits, encode, format_for
+from facefix.imagefile.found import Data, Found, UndecodableError
+from facefix.types import Meta, Photo, Raster
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .tif .tiff .webp .bmp .dib .avif .heic .heif .gif .jp2 .j2k .jpx .psd".split()
-)
-MAX_PIXELS = 500_000_000
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "copy_source",
+    "from_array",
+    "from_pil",
+    "holds_format",
+    "read",
+    "suffix_for",
+    "to_pil",
+    "write",
+]
+
+SUFFIXES = frozenset({*FORMAT_OF, ".avif", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jpx", ".mpo", ".psd"})
+MAX_PIXELS = 500_000_000  # an 8 x 10 inch negative at 2400 dpi
 _SUFFIX_OF = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp", "BMP": ".bmp"}
+_READ_ONLY_SUFFIXES = {
+    "AVIF": {".avif"},
+    "GIF": {".gif"},
+    "HEIF": {".heic", ".heif", ".hif"},
+    "JPEG2000": {".jp2", ".j2k", ".jpx"},
+    "PSD": {".psd"},
+}
+_EXISTS = "exists already; choose another name or allow overwriting"
+_MAP_FROM = 64 << 20  # an uncompressed TIFF of that size is mapped, not read: it need not be in memory twice
+_Told = TypeVar("_Told")
+# what decoders are known to raise on damaged data
+_DAMAGE = (OSError, SyntaxError, ValueError, RuntimeError, LookupError, TypeError, EOFError, ArithmeticError)
 
 
 def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """The photo in a file, upright, with its metadata."""
+    """The photo in a file, upright, in its own colours and depth, with its metadata.
+
+    Args:
+        path: the file; its content decides the format, not its name.
+        max_pixels: the largest width times height; checked from the header, before anything is decoded.
+
+    Returns:
+        The photo; `meta.warnings` tells, a line each, what could not be read or kept.
+
+    Raises:
+        PhotoUnreadable: no such file, no picture, a kind that is not supported, or damaged.
+        PhotoRefused: more than `max_pixels`.
+    """
     path = Path(path)
+
+    def check(width: int, height: int) -> None:
+        if width * height > max_pixels:
+            limit = f"expected at most {max_pixels:,} pixels, got {width}x{height} = {width * height:,}"
+            raise PhotoRefused(path, f"{limit}; scale it down, or raise max_pixels")
+
     try:
-        with Image.open(path) as image:
-            return _photo(image, path)
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
+            raise PhotoUnreadable(path, f"expected a file, got {kind}; give a picture file")
+        with open(path, "rb") as file:
+            return _assembled(_decoded(file, check), path)
+    except PhotoError:
+        raise
+    except UndecodableError as error:
+        raise PhotoUnreadable(path, str(error)) from error
     except OSError as error:
-        raise PhotoUnreadable(path, f"not a picture that can be read ({error})") from error
+        problem = error.strerror or f"the picture is damaged or cut short ({_line(error)})"
+        raise PhotoUnreadable(path, f"{problem}; check the file") from error
+    except MemoryError as error:
+        raise PhotoUnreadable(path, "there is not enough memory for it; scale it down") from error
+    except (*_DAMAGE, struct.error, zlib.error) as error:
+        raise PhotoUnreadable(path, f"the picture is damaged or cut short ({_line(error)}); check the file") from error
+
+
+def _decoded(file: BinaryIO, check: Callable[[int, int], None]) -> Found:
+    head = file.read(4)
+    file.seek(0)
+    if head[:2] in (b"II", b"MM") and os.fstat(file.fileno()).st_size >= _MAP_FROM:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return decode(data, check)
+    content: Data = file.read()
+    return decode(content, check)
 
 
 def from_pil(image: Image.Image) -> Photo:
-    """The photo in a Pillow image, upright, with the metadata that its `info` carries."""
-    return _photo(image, None)
+    """The photo in a Pillow image: upright, with the profile, EXIF and XMP that its `info` carries.
 
-
-def _photo(image: Image.Image, path: Path | None) -> Photo:
-    form = image.format or "PNG"
-    image = ImageOps.exif_transpose(image)
-    bits, gray = (16, True) if image.mode.startswith("I") else (8, image.mode in ("1", "L", "LA"))
-    if bits == 8:
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    samples = np.asarray(image)
-    samples = samples.astype(np.uint16) if bits == 16 else samples
-    meta = Meta(source=path, format=form, bits=bits, gray=gray, icc=image.info.get("icc_profile"))  # type: ignore[arg-type]
-    return _assemble(samples, meta)
-
-
-def _assemble(samples: NDArray[Any], meta: Meta) -> Photo:
-    if samples.ndim == 2:
-        samples = np.repeat(samples[..., None], 3, axis=2)
-    alpha = np.ascontiguousarray(samples[..., 3]) if samples.shape[2] == 4 else None
-    return Photo(np.ascontiguousarray(samples[..., :3]), meta, alpha)
+    Raises:
+        PhotoUnreadable: the image cannot be loaded, or has 32 bits a channel.
+    """
+    try:
+        return _assembled(from_pillow(image), None)
+    except UndecodableError as error:
+        raise PhotoUnreadable(None, str(error)) from error
+    except _DAMAGE as error:
+        raise PhotoUnreadable(None, f"the picture is damaged or cut short ({_line(error)})") from error
 
 
 def from_array(array: NDArray[Any]) -> Photo:
-    """The photo in an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16, sRGB."""
-    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3):
-        raise PhotoUnreadable(None, f"expected (H, W[, 1|3|4]) uint8 or uint16, got {array.shape} {array.dtype}")
-    gray = array.ndim == 2 or array.shape[2] == 1
-    bits = array.dtype.itemsize * 8
-    return _assemble(array[..., 0] if gray and array.ndim == 3 else array, Meta(bits=bits, gray=gray))  # type: ignore[arg-type]
+    """The photo in an array, copied; its colours are taken as sRGB.
+
+    Args:
+        array: (H, W) or (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGB and alpha; uint8 with
+            white at 255, or uint16 with white at 65535. Anything else is refused, because its scale would be a guess:
+            for floats of 0..1 give `(array * 65535).round().astype(np.uint16)`.
+
+    Raises:
+        PhotoUnreadable: another shape or dtype.
+    """
+    array = np.asarray(array)
+    fits = array.ndim == 2 or (array.ndim == 3 and 1 <= array.shape[2] <= 4)
+    if not fits or array.size == 0:
+        raise PhotoUnreadable(None, f"expected an array (H, W) or (H, W, 1 to 4) with pixels, got {array.shape}")
+    if array.dtype not in (np.uint8, np.uint16):
+        advice = "give (array * 65535).round().astype(np.uint16) for floats of 0..1"
+        raise PhotoUnreadable(None, f"expected uint8 or uint16, got {array.dtype}; {advice}")
+    native = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
+    return _assembled(Found("PNG", native), None)
 
 
 def to_pil(photo: Photo) -> Image.Image:
-    """The photo as an 8-bit Pillow image: RGB or RGBA."""
-    raster = photo.raster if photo.meta.bits == 8 else (photo.raster // 257).astype(np.uint8)
-    return Image.fromarray(raster)
+    """The photo as a Pillow image with profile, EXIF, XMP and resolution in its `info`.
+
+    L, LA, RGB or RGBA; 16-bit grey without alpha stays 16-bit (I;16), other 16-bit photos are rounded to 8 bits,
+    because Pillow has no such images.
+    """
+    raster, alpha, meta = photo.raster, photo.alpha, photo.meta
+    if meta.gray and meta.bits == 16 and alpha is None:
+        image = Image.fromarray(colour.gray_of(raster))
+    else:
+        if meta.bits == 16:
+            raster, alpha = eight_bits(raster), None if alpha is None else eight_bits(alpha)
+        image = Image.fromarray(colour.gray_of(raster) if meta.gray else raster)
+        if alpha is not None:
+            image.putalpha(Image.fromarray(alpha))
+    settled = exif.settle(meta.exif, photo.width, photo.height) if meta.exif else None
+    info = {"icc_profile": meta.icc, "exif": settled, "xmp": meta.xmp, "dpi": meta.dpi}
+    image.info.update({key: value for key, value in info.items() if value is not None})
+    return image
 
 
 def suffix_for(meta: Meta) -> str:
-    """The suffix of a result: the source's own where its format can be written, else .png."""
-    return _SUFFIX_OF.get(meta.format, ".png")
+    """The suffix of a result: the source's own where it fits its format and can be written, else the format's, or .png.
+
+    A PNG under the name photo.jpg gives .png; a HEIC, GIF, PSD, AVIF or JPEG 2000 picture gives .png, too.
+    """
+    own = meta.source.suffix if meta.source is not None else ""
+    return own if FORMAT_OF.get(own.lower()) == meta.format else _SUFFIX_OF.get(meta.format, ".png")
 
 
 def holds_format(path: str | os.PathLike[str], meta: Meta) -> bool:
     """Whether the path's suffix belongs to the source's format, so that a plain copy is right under that name."""
-    return Path(path).suffix.lower() in (suffix_for(meta), meta.source.suffix.lower() if meta.source else "")
+    suffix = Path(path).suffix.lower()
+    return FORMAT_OF.get(suffix) == meta.format or suffix in _READ_ONLY_SUFFIXES.get(meta.format, ())
 
 
 def write(
     photo: Photo, path: str | os.PathLike[str], *, ai_label: bool = True, overwrite: bool = False
 ) -> tuple[str, ...]:
-    """What the written file could not hold, one line each; the photo stands at `path` when this returns."""
+    """What the written file could not hold, one line each; the photo stands at `path` when this returns.
+
+    The bytes go to a temporary file in the same folder, to the disk, and then to their name in one step: nobody ever
+    sees half a file, and after an error there is nothing.
+
+    Args:
+        photo: to be written.
+        path: its suffix decides the format (JPEG, PNG, TIFF, WebP, BMP).
+        ai_label: whether the XMP is to say that AI made parts of the photo (IPTC DigitalSourceType).
+        overwrite: replace a file that is there; without it the source and all else stays.
+
+    Raises:
+        PhotoUnwritable: the name exists or has no known suffix, the folder cannot be written, the disk is full, …
+    """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise PhotoUnwritable(path, "exists already; choose another name or allow overwriting")
-    if photo.meta.bits == 16:
-        path.write_bytes(imagecodecs.png_encode(photo.raster))
-    else:
-        to_pil(photo).save(path)
-    return ()
+    try:
+        form = format_for(path)
+    except ValueError as error:
+        raise PhotoUnwritable(path, str(error)) from error
+    return _atomically(path, lambda file: encode(photo, form, file, ai_label=ai_label), overwrite)
 
 
-def copy_source(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False
-) -> None:
-    """Nothing; the source's bytes stand at `target` when this returns."""
+def copy_source(source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Nothing; the source's bytes stand at `target` when this returns, put there in one step.
+
+    Args:
+        source: a file in which nothing is to change.
+        target: where to; the source itself is allowed and left as it is.
+        overwrite: replace a file that is there.
+
+    Raises:
+        PhotoUnreadable: the source cannot be read.
+        PhotoUnwritable: as in `write`.
+    """
     source, target = Path(source), Path(target)
-    if target.exists() and not overwrite:
-        raise PhotoUnwritable(target, "exists already; choose another name or allow overwriting")
-    temporary = target.with_name(f".facefix-{secrets.token_hex(8)}.tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    try:
+        if overwrite and target.exists() and os.path.samefile(source, target):
+            return
+        with open(source, "rb") as original:
+            _atomically(target, lambda file: shutil.copyfileobj(original, file, 1 << 20), overwrite)
+    except OSError as error:
+        raise PhotoUnreadable(source, f"{error.strerror or _line(error)}; check the file") from error
+
+
+def _atomically(path: Path, fill: Callable[[BinaryIO], _Told], overwrite: bool) -> _Told:
+    """What `fill` returns, after its bytes have got to `path` in one step."""
+    if not overwrite and os.path.lexists(path):
+        raise PhotoUnwritable(path, _EXISTS)
+    temporary = path.with_name(f".facefix-{secrets.token_hex(8)}.tmp")  # short, however long the name is
+    try:
+        with open(temporary, "xb") as file:
+            told = fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite and path.exists():
+            shutil.copymode(path, temporary)
+        _rename(temporary, path, overwrite)
+    except FileExistsError as error:
+        raise PhotoUnwritable(path, _EXISTS) from error
+    except (OSError, ValueError, RuntimeError, MemoryError, struct.error) as error:
+        problem = (isinstance(error, OSError) and error.strerror) or _line(error)
+        raise PhotoUnwritable(path, f"it could not be written ({problem}); check the folder and the disk") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return told
+
+
+def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            os.link(temporary, path)  # unlike a rename, fails where another process was quicker
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(path):
+                raise FileExistsError from None
+    os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name last through a power cut, where the system can do that for folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _assembled(found: Found, source: Path | None) -> Photo:
+    """The Photo of what a file holds: turned upright, in three channels, with its colour space."""
+    settle_metadata(found)
+    warnings = found.warnings
+    if found.cmyk:
+        found.samples, problem = colour.srgb_from_cmyk(found.samples, found.icc)
+        found.icc = None
+        warnings += [problem] if problem else []
+        warnings.append("CMYK was converted to sRGB, and the result is RGB")
+    samples = exif.upright(found.samples, found.turn)
+    gray = samples.ndim == 2 or samples.shape[2] <= 2
+    bits: Literal[8, 16] = 8 if samples.dtype == np.uint8 else 16
+    space, problem = colour.space(found.icc, bits=bits, gray=gray)
+    if problem:
+        warnings.append(problem)
+    raster, alpha = _split(samples)
+    meta = Meta(
+        source=source,
+        format=found.format,
+        bits=bits,
+        gray=gray,
+        icc=None if problem else found.icc,
+        exif=found.exif,
+        xmp=found.xmp,
+        iptc=found.iptc,
+        dpi=found.dpi,
+        jpeg_tables=found.jpeg_tables,
+        jpeg_subsampling=found.jpeg_subsampling,
+        lossless=found.lossless,
+        text=found.text,
+        xmp_extended=found.xmp_extended,
+        warnings=tuple(warnings),
+    )
+    return Photo(raster, meta, alpha, space)
+
+
+def _split(samples: Raster) -> tuple[Raster, Raster | None]:
+    """The (H, W, 3) raster and the (H, W) alpha of samples with 1 to 4 channels."""
+    channels = 1 if samples.ndim == 2 else samples.shape[2]
+    if channels == 3:
+        whole: Any = np.ascontiguousarray(samples)
+        return whole, None
+    first: Any = samples.reshape(samples.shape[:2]) if channels == 1 else samples
+    alpha: Any = cv2.extractChannel(samples, channels - 1) if channels in (2, 4) else None
+    if channels == 2:
+        first = cv2.extractChannel(samples, 0)
+    raster: Any = cv2.cvtColor(first, cv2.COLOR_RGBA2RGB if channels == 4 else cv2.COLOR_GRAY2RGB)
+    return raster, alpha
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

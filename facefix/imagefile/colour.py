@@ -300,17 +300,21 @@ def srgb_from_cmyk(cmyk: Raster, icc: bytes | None) -> tuple[Raster, str | None]
     return raster, problem
 
 
-def profile_of_gamma(gamma: float, chromaticities: tuple[float, ...] | None) -> bytes | None:
+def profile_of_gamma(gamma: float, chromaticities: tuple[float, ...] | None, *, gray: bool) -> bytes | None:
     """The ICC profile that a PNG's gAMA and cHRM chunks describe, or None where they describe sRGB.
 
     Args:
         gamma: the exponent that the samples were encoded with, as in the file (0.45455 for 1/2.2).
         chromaticities: white x y, red x y, green x y, blue x y.
+        gray: whether the profile is to be a grey one.
     """
     srgb = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
     points = chromaticities if chromaticities and min(chromaticities[1::2]) > 0 else srgb
     if not 0.05 < gamma < 2 or (abs(gamma - 1 / 2.2) < 0.005 and np.allclose(points, srgb, atol=0.002)):
         return None
+    if gray:
+        curve: bytes = imagecodecs.cms_profile("gray", gamma=1 / gamma)
+        return curve
     white, primaries = [*points[:2], 1.0], [v for i in (2, 4, 6) for v in (*points[i : i + 2], 1.0)]
     made: bytes = imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, gamma=1 / gamma)
     return made

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from facefix.types import Raster
 
 PREFIX = b"Exif\x00\x00"
-ORIENTATION, MAKE_POINTERS = 0x0112, (0x8769, 0x8825, 0xA005)
+ORIENTATION = 0x0112
+_X_RESOLUTION, _Y_RESOLUTION, _UNIT = 0x011A, 0x011B, 0x0128
+_POINTERS = (0x8769, 0x8825, 0xA005)
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
 _SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _CODE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _PIXEL_WIDTH, _PIXEL_HEIGHT, _EXIF = 0xA002, 0xA003, 0x8769
 # how the pixels of a TIFF lie, its other pages, and what is carried apart (resolution, XMP, IPTC, Photoshop, ICC)
 _STRUCTURE = frozenset(
-    [*range(254, 260), 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 282, 283, 284, 288, 289, 290, 291]
-    + [292, 293, 296, 301, *range(317, 348), *range(512, 533), 700, 33723, 34377, 34675, 37724, 50255]
+    {*range(254, 267), *range(277, 285), *range(288, 294), *range(317, 348), *range(512, 533)}
+    | {273, 296, 301, 700, 33723, 34377, 34675, 37724, 50255}
 )
 
 
@@ -30,7 +32,7 @@ class Entry(NamedTuple):
     """One field of a directory: TIFF type, count, its bytes, and where these stand in the block."""
 
     kind: int
-    count: int
+    number: int
     data: bytes
     at: int = 0
 
@@ -39,7 +41,7 @@ class Entry(NamedTuple):
 class Directory:
     """A directory (IFD): its entries by tag, the directories it points to, and where the next one's offset stands."""
 
-    order: str
+    order: Literal["<", ">"]
     entries: dict[int, Entry] = field(default_factory=dict)
     children: dict[int, Directory] = field(default_factory=dict)
     start: int = 0
@@ -52,7 +54,7 @@ class Directory:
         entry = self.entries.get(tag)
         if entry is None or entry.kind not in _CODE:
             return default
-        return struct.unpack(f"{self.order}{entry.count}{_CODE[entry.kind]}", entry.data)
+        return struct.unpack(f"{self.order}{entry.number}{_CODE[entry.kind]}", entry.data)
 
     def data(self, tag: int) -> bytes | None:
         """The bytes of an entry, or None."""
@@ -65,7 +67,7 @@ class Directory:
         return max([self.end, *ends, *(child.last() for child in self.children.values())])
 
 
-def entry(order: str, kind: int, *values: int) -> Entry:
+def entry(order: Literal["<", ">"], kind: int, *values: int) -> Entry:
     """An entry of whole numbers; for RATIONAL, numerators and denominators in turn."""
     code, count = ("I", len(values) // 2) if kind == RATIONAL else (_CODE[kind], len(values))
     return Entry(kind, count, struct.pack(f"{order}{len(values)}{code}", *values))
@@ -78,7 +80,8 @@ def parse(block: bytes | memoryview) -> Directory:
         ValueError: the block is no TIFF, or its first directory is cut off.
     """
     try:
-        order = {b"II": "<", b"MM": ">"}[bytes(block[:2])]
+        orders: dict[bytes, Literal["<", ">"]] = {b"II": "<", b"MM": ">"}
+        order = orders[bytes(block[:2])]
         version = struct.unpack_from(order + "H", block, 2)[0]
         if version not in (42, 43):
             raise ValueError(f"expected TIFF version 42 or 43, got {version}")
@@ -89,7 +92,7 @@ def parse(block: bytes | memoryview) -> Directory:
         raise ValueError("the directory is damaged") from error
 
 
-def _directory(block: bytes | memoryview, order: str, start: int, big: bool, depth: int) -> Directory:
+def _directory(block: bytes | memoryview, order: Literal["<", ">"], start: int, big: bool, depth: int) -> Directory:
     head, form, width = ("Q", "HHQ8s", 8) if big else ("H", "HHI4s", 4)
     count = struct.unpack_from(order + head, block, start)[0]
     at, step = start + struct.calcsize(head), 4 + 2 * width
@@ -97,15 +100,15 @@ def _directory(block: bytes | memoryview, order: str, start: int, big: bool, dep
     if end > len(block):
         raise ValueError("the directory is cut off")
     directory = Directory(order, start=start, end=end, next_at=end)
-    for at in range(at, end, step):
-        tag, kind, number, value = struct.unpack_from(order + form, block, at)
+    for here in range(at, end, step):
+        tag, kind, number, value = struct.unpack_from(order + form, block, here)
         size = _SIZE.get(kind, 0) * number
-        where = at + 4 + width
+        where = here + 4 + width
         if size > width:
             where = struct.unpack(order + ("Q" if big else "I"), value)[0]
         if size and where + size <= len(block):
             directory.entries[tag] = Entry(kind, number, bytes(block[where : where + size]), where)
-    for tag in MAKE_POINTERS:
+    for tag in _POINTERS:
         pointer = directory.numbers(tag)
         if len(pointer) == 1 and depth < 3:
             try:
@@ -142,9 +145,7 @@ def serialise(directory: Directory, at: int) -> bytes:
 
 def from_tiff(first: Directory) -> bytes | None:
     """The EXIF block (with prefix) of what a TIFF file's first directory says about the photo, or None if nothing."""
-    kept = {
-        t: e for t, e in first.entries.items() if t not in _STRUCTURE and t not in MAKE_POINTERS and t != ORIENTATION
-    }
+    kept = {t: e for t, e in first.entries.items() if t not in _STRUCTURE and t not in _POINTERS and t != ORIENTATION}
     if not kept and not first.children:
         return None
     header = (b"II" if first.order == "<" else b"MM") + struct.pack(first.order + "HI", 42, 8)
@@ -156,9 +157,7 @@ def to_tiff(exif: bytes | None) -> Directory:
     if exif is None:
         return Directory("<")
     first = parse(_bare(exif))
-    kept = {
-        t: e for t, e in first.entries.items() if t not in _STRUCTURE and t not in MAKE_POINTERS and t != ORIENTATION
-    }
+    kept = {t: e for t, e in first.entries.items() if t not in _STRUCTURE and t not in _POINTERS and t != ORIENTATION}
     return Directory(first.order, kept, first.children)
 
 
@@ -166,6 +165,24 @@ def orientation(exif: bytes) -> int:
     """The orientation tag, 1 to 8; 1 where there is none or a senseless one. Raises ValueError as `parse` does."""
     value = parse(_bare(exif)).numbers(ORIENTATION)
     return value[0] if len(value) == 1 and 1 <= value[0] <= 8 else 1
+
+
+def dpi(exif: bytes) -> tuple[float, float] | None:
+    """The resolution tags in pixels per inch, or None. Raises ValueError as `parse` does."""
+    return dpi_in(parse(_bare(exif)))
+
+
+def dpi_in(directory: Directory) -> tuple[float, float] | None:
+    """The resolution that a directory gives, in pixels per inch, or None."""
+    unit = {2: 1.0, 3: 2.54}.get((*directory.numbers(_UNIT), 2)[0])
+    across = [directory.entries.get(tag) for tag in (_X_RESOLUTION, _Y_RESOLUTION)]
+    found = []
+    for number in across:
+        if unit is None or number is None or number.kind != RATIONAL or number.number != 1:
+            return None
+        over, under = struct.unpack(directory.order + "II", number.data)
+        found.append(unit * over / under if under else 0.0)
+    return (found[0], found[1]) if min(found) > 0 else None
 
 
 def settle(exif: bytes, width: int, height: int) -> bytes:
@@ -176,7 +193,8 @@ def settle(exif: bytes, width: int, height: int) -> bytes:
 
     Args:
         exif: the block, with or without its prefix.
-        width, height: of the photo, in pixels.
+        width: of the photo, in pixels.
+        height: of the photo, in pixels.
     """
     block = bytearray(_bare(exif))
     first = parse(bytes(block))
@@ -187,7 +205,7 @@ def settle(exif: bytes, width: int, height: int) -> bytes:
         (inner, _PIXEL_HEIGHT, height),
     ):
         old = directory.entries.get(tag)
-        if old is not None and old.count == 1 and old.kind in _CODE and value < 256 ** _SIZE[old.kind]:
+        if old is not None and old.number == 1 and old.kind in _CODE and value < 256 ** _SIZE[old.kind]:
             struct.pack_into(first.order + _CODE[old.kind], block, old.at, value)
     if first.next:
         _cut_thumbnail(block, first)
@@ -225,4 +243,4 @@ def upright(raster: Raster, turn: int) -> Raster:
         turned = cv2.transpose(raster if turn == 5 else cv2.rotate(raster, cv2.ROTATE_180))
     else:
         return raster
-    return turned.reshape(turned.shape[:2] + raster.shape[2:])  # type: ignore[return-value]
+    return turned.reshape(turned.shape[:2] + raster.shape[2:])

@@ -50,7 +50,8 @@ def settle(packet: bytes | None, *, ai_label: bool, width: int, height: int) -> 
     Args:
         packet: the old packet, checked before, or None.
         ai_label: whether to say that the photo holds AI-made parts. A photo that is called wholly AI-made stays so.
-        width, height: of the photo, in pixels.
+        width: of the photo, in pixels.
+        height: of the photo, in pixels.
     """
     if packet is None and not ai_label:
         return None
