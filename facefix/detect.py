@@ -8,9 +8,8 @@ ones tile by tile, and merges what is found. The photo is never turned into floa
 from __future__ import annotations
 
 import importlib.util
-import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import tiles
-from .errors import DeviceError, UsageError, WeightsInvalid, WeightsMissing
+from .errors import UsageError, WeightsInvalid, WeightsMissing
 from .types import Box, Face, Photo
 
 Rotations = Literal["auto", "always", "never"]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
+
+TILE_PX, OVERLAP_PX = 1280, 256
+CANDIDATE = 0.6
+"""A first find counts from this part of the threshold on; the second look decides."""
+LOOK = 2.2
+"""Side of the second look in face sizes."""
+FAINT = 0.05
+INSIDE = 0.6
 
 NAMES = ("centerface", "retinaface_resnet50", "retinaface_mobile0.25", "yunet")
 
@@ -48,11 +55,11 @@ class Found:
     def sizes(self) -> Floats:
         """The geometric mean of width and height of each box, (n,)."""
         extent = np.maximum(self.boxes[:, 2:] - self.boxes[:, :2], 1e-6)
-        return np.sqrt(extent[:, 0] * extent[:, 1])
+        sizes: Floats = np.sqrt(extent[:, 0] * extent[:, 1])
+        return sizes
 
-    def moved(self, x: float, y: float, scale: float = 1.0) -> Found:
-        """The same shifted by (x, y), then scaled about the picture's corner (-0.5, -0.5)."""
-        shift = np.array([x, y])
+    def moved(self, shift: Floats, scale: Floats) -> Found:
+        """The same shifted by (x, y), then scaled by (x, y) about the picture's corner (-0.5, -0.5)."""
         boxes = (self.boxes.reshape(-1, 2, 2) + shift + 0.5) * scale - 0.5
         points = (self.points + shift + 0.5) * scale - 0.5
         return Found(boxes.reshape(-1, 4), points, self.scores)
@@ -78,6 +85,7 @@ class Detector(ABC):
         threshold: the score from which on a find counts as a face.
         smallest_px, best_px, largest_px: face sizes (geometric mean of the box's sides) in pixels of the shown
             picture: found reliably from, most exact at, and to be trusted up to.
+        sure: the score from which on a photo is taken to be the right way up.
     """
 
     name: str
@@ -85,6 +93,7 @@ class Detector(ABC):
     smallest_px: float
     best_px: float
     largest_px: float
+    sure: float
 
     @abstractmethod
     def at(self, raster: Bytes, threshold: float | None = None) -> Found:
@@ -131,7 +140,7 @@ def _padded(raster: Bytes, multiple: int) -> Bytes:
     """The picture with black added below and to the right until both sides are multiples."""
     height, width = raster.shape[:2]
     down, across = -height % multiple, -width % multiple
-    return cv2.copyMakeBorder(raster, 0, down, 0, across, cv2.BORDER_CONSTANT) if down or across else raster
+    return np.pad(raster, ((0, down), (0, across), (0, 0))) if down or across else raster
 
 
 def _overlaps(boxes: Floats, box: Floats) -> tuple[Floats, Floats]:
@@ -165,6 +174,7 @@ class CenterFace(Detector):
     name = "centerface"
     threshold = 0.5
     smallest_px, best_px, largest_px = 16.0, 90.0, 320.0
+    sure = 0.7
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -218,7 +228,8 @@ class YuNet(Detector):
 
     name = "yunet"
     threshold = 0.7
-    smallest_px, best_px, largest_px = 12.0, 80.0, 300.0
+    smallest_px, best_px, largest_px = 16.0, 90.0, 320.0
+    sure = 0.8
 
     def __init__(self, path: Path) -> None:
         level = cv2.utils.logging.getLogLevel()
@@ -235,10 +246,10 @@ class YuNet(Detector):
         bgr = cv2.cvtColor(_padded(raster, 32), cv2.COLOR_RGB2BGR)
         self._net.setScoreThreshold(self.threshold if threshold is None else threshold)
         self._net.setInputSize((bgr.shape[1], bgr.shape[0]))
-        rows = self._net.detect(bgr)[1]
+        rows: Any = self._net.detect(bgr)[1]
         if rows is None:
             return NOTHING
-        rows = np.asarray(rows, dtype=np.float64)
+        rows = np.array(rows, dtype=np.float64)
         boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1)
         found = Found(boxes - 0.5, rows[:, 4:14].reshape(-1, 5, 2) - 0.5, rows[:, 14])
         return found[_distinct(found, found.scores)]
@@ -253,30 +264,27 @@ class RetinaFace(Detector):
 
     threshold = 0.8
     smallest_px, best_px, largest_px = 16.0, 90.0, 320.0
+    sure = 0.95
 
     def __init__(self, name: str, path: Path, device: str) -> None:
-        import warnings
-
         import torch
 
+        from . import networks, runtime
+
+        self._device = runtime.choose_device(device)
         with warnings.catch_warnings():
+            # facexlib calls torchvision by a name that is going away
             warnings.simplefilter("ignore")
-            from facexlib.detection.retinaface import RetinaFace as Network
+            from facexlib.detection.retinaface import RetinaFace as Network  # type: ignore[import-untyped]
 
             network = Network(network_name=name.removeprefix("retinaface_"), device=torch.device("cpu"))
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = {key.removeprefix("module."): value for key, value in state.items()}
-            network.load_state_dict(state, strict=True)
-        except Exception as error:  # noqa: BLE001
-            raise WeightsInvalid(path, f"expected {name}; {_brief(error)}") from None
-        self.name = name
-        self._torch = torch
-        self._device = device
-        try:
-            self._network = network.eval().requires_grad_(False).to(device)
+            network.load_state_dict(networks.read_state(path), strict=True)
         except RuntimeError as error:
-            raise DeviceError(f"{device}: {_brief(error)}; choose another device") from None
+            raise WeightsInvalid(path, f"expected the weights of {name}; {_brief(error)}") from None
+        self._network = network.eval().requires_grad_(False).to(self._device)
+        self._torch = torch
+        self.name = name
 
     def at(self, raster: Bytes, threshold: float | None = None) -> Found:
         """The faces of an (h, w, 3) uint8 RGB picture exactly as it is shown, one find a face, best first."""
@@ -311,77 +319,180 @@ def detect(
     threshold: float | None = None,
     min_face_px: float = 16.0,
     rotations: Rotations = "auto",
-    refine: bool = True,
+    reach: int = 200,
 ) -> tuple[Face, ...]:
     """The faces of the photo, from left to right and, where equal, from top to bottom.
 
-    `Face.points` are eye, eye, nose, mouth corner, mouth corner; left before right as seen when the face is upright.
-    In a photo that lies on its side they are so as well: the order is the one of the turned picture, so that a crop
-    aligned by the points comes out upright.
+    Every find is looked at once more, alone, upright and at the size that suits the detector, as it is and mirrored:
+    what is not found again there is no face, and the points are the mean of both looks.
+
+    `Face.points` are eye, eye, nose, mouth corner, mouth corner, each left before right as the face's own upright
+    picture has them. In a photo that lies on its side they keep this order, so that a crop aligned by the points comes
+    out upright.
 
     Args:
-        photo: any size, 8 or 16 bits.
+        photo: any size, 8 or 16 bits; its ICC profile does not matter here.
         detector: from `load`.
-        threshold: lowest score that counts, 0..1; None (or 0) takes the detector's own.
-        min_face_px: faces whose box is smaller (geometric mean of its sides) are left out.
-        rotations: "never" looks upright only, "always" turned by 90, 180 and 270 degrees as well, "auto" turned ones
-            where upright gives nothing, or weak or lying faces.
-        refine: measure the points of every face again in a crop at the detector's best size.
+        threshold: the lowest score that counts, 0..1; None takes the detector's own.
+        min_face_px: faces whose box is smaller (geometric mean of its sides, in the photo's pixels) are left out.
+        rotations: "never" searches the photo as it is, "always" also turned by 90, 180 and 270 degrees, "auto" does so
+            where nothing sure is found, or faces that lie.
+        reach: faces smaller than this part of the photo's longer side are not searched for, which bounds the time
+            that a large scan takes; a higher number finds smaller faces.
 
     Returns:
-        Faces in the photo's pixels; a box may reach over the frame by no more than a part of the face.
+        The faces, in the photo's pixels; a box may reach over the frame.
+
+    >>> import numpy as np
+    >>> detect(Photo(np.zeros((40, 30, 3), np.uint8)), load("centerface"))
+    ()
     """
-    least = threshold or detector.threshold
-    levels = list(_levels(photo, detector, max(min_face_px, 1.0)))
-    found = _merge(join([_level(detector, *level, least, 0) for level in levels]), detector, levels)
-    found = found[found.sizes >= min_face_px]
+    if rotations not in ("auto", "always", "never"):
+        raise UsageError(f"rotations: expected auto, always or never, got {rotations!r}; choose one of them")
+    least = detector.threshold if threshold is None else threshold
+    levels = _levels(photo, detector, min_face_px, reach)
+    found = _looked_at(_search(levels, detector, least, 0), levels, detector)
+    unsure = not np.any(found.scores >= max(detector.sure, least)) or bool(np.any(_lies(found.points)))
+    if rotations == "always" or (rotations == "auto" and unsure):
+        turned = [_search(levels, detector, least, turns) for turns in (1, 2, 3)]
+        found = join([found, _looked_at(join(turned), levels, detector)])
+    found = found[(found.scores >= least) & (found.sizes >= min_face_px)]
+    found = found[_distinct(found, found.scores, inside=INSIDE)]
     order = np.lexsort((found.boxes[:, 1], found.boxes[:, 0]))
     return tuple(Face(found.boxes[i].copy(), found.points[i].copy(), float(found.scores[i])) for i in order)
 
 
-def _levels(photo: Photo, detector: Detector, min_face_px: float) -> Iterator[tuple[Bytes, float]]:
-    """The photo at sizes a factor of two apart, each with its scale, large ones first; 8 bits."""
+# --- the photo at several sizes ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The photo at one size, and its pixels per pixel of the photo, across and down."""
+
+    raster: NDArray[Any]
+    scale: Floats
+
+    def shown(self, part: tuple[slice, slice]) -> Bytes:
+        """A part of it as a detector takes it: contiguous, 8 bits."""
+        return _in_bytes(np.ascontiguousarray(self.raster[part]))
+
+
+def _in_bytes(raster: NDArray[Any]) -> Bytes:
+    return (raster >> 8).astype(np.uint8) if raster.dtype == np.uint16 else raster
+
+
+def _levels(photo: Photo, detector: Detector, min_face_px: float, reach: int) -> list[Level]:
+    """The photo at sizes a factor of two apart, largest first, until a face that fills it would not be too large."""
+    height, width = photo.height, photo.width
+    scale = min(1.0, detector.smallest_px / max(min_face_px, max(height, width) / reach))
+    levels: list[Level] = []
     raster: NDArray[Any] = photo.raster
-    height, width = raster.shape[:2]
-    longest = max(height, width)
-    scale = min(1.0, detector.smallest_px / max(min_face_px, longest / 200))
-    while True:
+    while not levels or max(raster.shape[:2]) > detector.largest_px:
         size = max(round(width * scale), 1), max(round(height * scale), 1)
         if size != (raster.shape[1], raster.shape[0]):
             raster = cv2.resize(raster, size, interpolation=cv2.INTER_AREA)
-        if raster.dtype == np.uint16:
-            raster = (raster >> 8).astype(np.uint8)
-        yield raster, scale
-        if max(size) <= detector.largest_px * 1.5:
-            return
+        levels.append(Level(raster, np.array([size[0] / width, size[1] / height])))
         scale /= 2
+    return levels
 
 
-def _level(detector: Detector, raster: Bytes, scale: float, least: float, turns: int) -> Found:
-    """What the detector finds in one level, tile by tile, in the photo's pixels."""
-    height, width = raster.shape[:2]
-    parts = []
-    for box in tiles.grid(height, width, 1536, 256):
-        found = detector.at(np.ascontiguousarray(raster[box.slices]), least)
-        found = found[_whole(found.boxes, box, height, width)]
-        parts.append(found.moved(box.x0, box.y0, 1 / scale))
-    return join(parts)
+def _search(levels: list[Level], detector: Detector, least: float, turns: int) -> Found:
+    """What may be faces: the finds of all levels in the photo's pixels, of each face those of its best level."""
+    parts, qualities = [], []
+    for level in levels:
+        height, width = level.raster.shape[:2]
+        for box in tiles.grid(height, width, TILE_PX, OVERLAP_PX):
+            shown = np.ascontiguousarray(np.rot90(level.shown(box.slices), turns))
+            found = _turned_back(detector.at(shown, least * CANDIDATE), turns, *shown.shape[:2])
+            found = found[_whole(found.boxes, box, height, width)]
+            qualities.append(found.scores - 0.1 * np.abs(np.log2(found.sizes / detector.best_px)))
+            parts.append(found.moved(np.array([box.x0, box.y0]), 1 / level.scale))
+    found = join(parts)
+    return found[_distinct(found, np.concatenate(qualities))]
 
 
 def _whole(boxes: Floats, box: Box, height: int, width: int) -> NDArray[np.bool_]:
     """Which of the boxes found in a tile keep clear of edges at which the picture goes on."""
-    clear = 2.0
-    inside: NDArray[np.bool_] = np.ones(len(boxes), dtype=bool)
-    if box.x0 > 0:
-        inside &= boxes[:, 0] > clear
-    if box.y0 > 0:
-        inside &= boxes[:, 1] > clear
-    if box.x1 < width:
-        inside &= boxes[:, 2] < box.x1 - box.x0 - 1 - clear
-    if box.y1 < height:
-        inside &= boxes[:, 3] < box.y1 - box.y0 - 1 - clear
-    return inside
+    clear = np.array([2.0 * (box.x0 > 0), 2.0 * (box.y0 > 0), 2.0 * (box.x1 < width), 2.0 * (box.y1 < height)])
+    across, down = box.x1 - box.x0 - 1, box.y1 - box.y0 - 1
+    room = np.stack([boxes[:, 0], boxes[:, 1], across - boxes[:, 2], down - boxes[:, 3]], axis=1)
+    whole: NDArray[np.bool_] = np.all((room > clear) | (clear == 0), axis=1)
+    return whole
 
 
-def _merge(found: Found, detector: Detector, levels: list[tuple[Bytes, float]]) -> Found:
-    return found[_distinct(found, found.scores)]
+def _turned_back(found: Found, turns: int, height: int, width: int) -> Found:
+    """What was found in a picture of (height, width) that np.rot90 had turned so often, in the picture before."""
+    boxes, points = found.boxes.reshape(-1, 2, 2), found.points
+    for _ in range(turns):
+        boxes, points = (np.stack([width - 1 - a[..., 1], a[..., 0]], axis=-1) for a in (boxes, points))
+        boxes = np.stack([boxes.min(axis=1), boxes.max(axis=1)], axis=1)
+        height, width = width, height
+    return Found(boxes.reshape(-1, 4), points, found.scores)
+
+
+# --- the second look -----------------------------------------------------------------------------------------------
+
+
+def _looked_at(found: Found, levels: list[Level], detector: Detector) -> Found:
+    """Of the finds those that are found again in a closer look, with its boxes, points and scores."""
+    return join([_look(found[i : i + 1], levels, detector) for i in range(len(found))])
+
+
+def _look(find: Found, levels: list[Level], detector: Detector) -> Found:
+    """One find looked at upright and at the detector's best size, as it is and mirrored; nothing if not there."""
+    size, middle = float(find.sizes[0]), find.boxes[0].reshape(2, 2).mean(axis=0)
+    zoom = detector.best_px / size
+    side = round(detector.best_px * LOOK / 32) * 32
+    level = next((level for level in reversed(levels) if level.scale.max() >= zoom), levels[0])
+    up = _up(find.points)[0]
+    cos, sin = up[1] * -1, up[0]
+    turn = np.array([[cos, sin], [-sin, cos]]) * zoom
+    shift = (side - 1) / 2 - turn @ middle
+    crop_from_level = np.column_stack([turn / level.scale, turn @ (0.5 / level.scale - 0.5) + shift])
+    crop = cv2.warpAffine(
+        level.raster, crop_from_level, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    crop = _in_bytes(crop)
+    half = (find.boxes[0, 2:] - find.boxes[0, :2])[:: 1 if abs(cos) >= abs(sin) else -1] * zoom / 2
+    wanted = np.concatenate([(side - 1) / 2 - half, (side - 1) / 2 + half])
+    looks = [
+        _nearest(detector.at(crop, FAINT), wanted),
+        _nearest(_mirrored(detector.at(np.ascontiguousarray(crop[:, ::-1]), FAINT), side), wanted),
+    ]
+    seen = join(looks)
+    if not len(seen):
+        return NOTHING
+    box, points = seen.boxes.mean(axis=0).reshape(2, 2), seen.points.mean(axis=0)
+    back = np.linalg.inv(turn)
+    points, middle = (points - shift) @ back.T, (box.mean(axis=0) - shift) @ back.T
+    half = (box[1] - box[0])[:: 1 if abs(cos) >= abs(sin) else -1] / zoom / 2
+    box = np.concatenate([middle - half, middle + half])
+    return Found(box[None], points[None], np.array([seen.scores.sum() / 2]))
+
+
+def _mirrored(found: Found, width: int) -> Found:
+    """The finds of a picture in its mirror picture of that width; left and right points change places."""
+    boxes = np.stack(
+        [width - 1 - found.boxes[:, 2], found.boxes[:, 1], width - 1 - found.boxes[:, 0], found.boxes[:, 3]], axis=1
+    )
+    points = np.stack([width - 1 - found.points[..., 0], found.points[..., 1]], axis=-1)
+    return Found(boxes, points[:, [1, 0, 2, 4, 3]], found.scores)
+
+
+def _nearest(found: Found, wanted: Floats) -> Found:
+    """The best find that lies on the wanted box, alone; none where none does."""
+    found = found[_overlaps(found.boxes, wanted)[0] > 0.3]
+    return found[np.argsort(-found.scores, kind="stable")[:1]]
+
+
+def _up(points: Floats) -> Floats:
+    """Unit vectors from the mouths to the eyes, (n, 2); straight up where the points do not say."""
+    up = points[:, :2].mean(axis=1) - points[:, 3:].mean(axis=1)
+    length = np.linalg.norm(up, axis=1, keepdims=True)
+    return np.where(length > 1e-6, up / np.maximum(length, 1e-6), [0.0, -1.0])
+
+
+def _lies(points: Floats) -> NDArray[np.bool_]:
+    """Which faces are turned by more than 45 degrees."""
+    lies: NDArray[np.bool_] = _up(points)[:, 1] > -np.sqrt(0.5)
+    return lies

@@ -95,6 +95,7 @@ def blend(parts: Iterable[NDArray[Any]], height: int, width: int, tile: int, ove
 
     Args:
         parts: one array of (y1 - y0, x1 - x0, …) per box, in the order of `grid`; taken one at a time.
+        height, width, tile, overlap: as for `grid`.
 
     Raises:
         UsageError: there are more or fewer parts than boxes, or one has another shape than its box.
@@ -121,6 +122,7 @@ def run(
     Args:
         function: (h, w, …) -> (h, w, …) of the same height and width.
         array: (height, width, …).
+        tile, overlap: as for `grid`.
 
     >>> float(run(lambda part: part + 1, np.zeros((30, 40)), 16, 4).max())
     1.0
