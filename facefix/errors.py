@@ -24,6 +24,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def shown(path: Path) -> str:
+    """The path on one line and printable: newlines, control characters and undecodable bytes are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+
+
 class FacefixError(Exception):
     """What is wrong in one line, ending in the next step to take."""
 
@@ -45,7 +50,7 @@ class PhotoError(FacefixError):
     """
 
     def __init__(self, path: Path | None, problem: str) -> None:
-        super().__init__(f"{path}: {problem}" if path is not None else problem)
+        super().__init__(f"{shown(path)}: {problem}" if path is not None else problem)
         self.path = path
         self.problem = problem
 

@@ -150,7 +150,7 @@ def _heif(data: bytes, check: SizeCheck) -> Found:
     try:
         pillow_heif = importlib.import_module("pillow_heif")
     except ImportError:
-        raise UndecodableError("HEIC needs one more package; run `pip install 'facefix[heic]'`") from None
+        raise UndecodableError("HEIC needs one more package; run `pip install 'facefix[heif]'`") from None
     heif = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
     check(*heif.size)
     samples: Raster = np.array(heif)

@@ -122,8 +122,9 @@ def stretched(samples: NDArray[Any], depth: int) -> Raster:
     """Samples of `depth` bits (1 to 16) scaled to all of uint8 or uint16."""
     full, target = 2**depth - 1, 255 if depth <= 8 else 65535
     if full == target:
-        return samples
-    scaled = (samples.astype(np.uint32) * target + full // 2) // full
+        whole: Raster = samples
+        return whole
+    scaled: NDArray[np.uint32] = (samples.astype(np.uint32) * target + full // 2) // full
     return scaled.astype(np.uint8) if depth <= 8 else scaled.astype(np.uint16)
 
 

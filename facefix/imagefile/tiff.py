@@ -169,7 +169,9 @@ def _strips(samples: Raster, rows: int, order: Literal["<", ">"]) -> Iterator[by
     for top in range(0, len(samples), rows):
         strip = samples[top : top + rows].copy()
         strip[:, 1:] -= samples[top : top + rows, :-1]
-        yield bytes(imagecodecs.deflate_encode(strip.astype(strip.dtype.newbyteorder(order), copy=False).tobytes(), _LEVEL))
+        yield bytes(
+            imagecodecs.deflate_encode(strip.astype(strip.dtype.newbyteorder(order), copy=False).tobytes(), _LEVEL)
+        )
 
 
 def _describe(page: exif.Directory, samples: Raster, rows: int, offsets: list[int], sizes: list[int]) -> None:

@@ -5,8 +5,7 @@ Source: XMP specification part 1 (ISO 16684-1), IPTC Photo Metadata Standard 202
 
 from __future__ import annotations
 
-import re
-from xml.dom import Node, minidom
+from xml.dom import minidom
 from xml.parsers import expat
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -70,7 +69,8 @@ def settle(packet: bytes | None, *, ai_label: bool, width: int, height: int) -> 
     if ai_label and _find(rdf, _IPTC_EXT, "DigitalSourceType") != _ALL_MADE:
         _remove(rdf, _IPTC_EXT, "DigitalSourceType")
         _add(document, rdf, _IPTC_EXT, "Iptc4xmpExt:DigitalSourceType", SOURCE_TYPE)
-    body = (rdf.parentNode if rdf.parentNode is not document else rdf).toxml()
+    whole = rdf.parentNode if isinstance(rdf.parentNode, minidom.Element) else rdf
+    body = whole.toxml()
     packed = f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n{body}\n<?xpacket end="w"?>'
     return packed.encode()
 
@@ -99,44 +99,40 @@ def _rdf(document: minidom.Document) -> minidom.Element:
 
 
 def _descriptions(rdf: minidom.Element) -> list[minidom.Element]:
-    return [n for n in rdf.childNodes if n.nodeType == Node.ELEMENT_NODE and n.namespaceURI == RDF]
+    return [n for n in rdf.childNodes if isinstance(n, minidom.Element) and n.namespaceURI == RDF]
 
 
-def _properties(rdf: minidom.Element, space: str, name: str) -> list[minidom.Element]:
-    return [
-        node
-        for about in _descriptions(rdf)
-        for node in about.childNodes
-        if node.nodeType == Node.ELEMENT_NODE and (node.namespaceURI, node.localName) == (space, name)
-    ]
+def _properties(about: minidom.Element, space: str, name: str) -> list[minidom.Element]:
+    elements = [node for node in about.childNodes if isinstance(node, minidom.Element)]
+    return [node for node in elements if (node.namespaceURI, node.localName) == (space, name)]
 
 
 def _find(rdf: minidom.Element, space: str, name: str) -> str | None:
     for about in _descriptions(rdf):
         if about.hasAttributeNS(space, name):
             return about.getAttributeNS(space, name).strip()
-    for node in _properties(rdf, space, name):
-        text = "".join(n.data for n in node.childNodes if n.nodeType == Node.TEXT_NODE).strip()
-        return text or node.getAttributeNS(RDF, "resource")
+        for node in _properties(about, space, name):
+            text = "".join(part.data for part in node.childNodes if isinstance(part, minidom.Text)).strip()
+            return text or node.getAttributeNS(RDF, "resource")
     return None
 
 
 def _replace(rdf: minidom.Element, space: str, name: str, value: str) -> None:
     """Sets a simple property where it stands; where it does not stand, nothing is added."""
     for about in _descriptions(rdf):
-        if about.hasAttributeNS(space, name):
-            about.getAttributeNodeNS(space, name).value = value
-    for node in _properties(rdf, space, name):
-        if len(node.childNodes) == 1 and node.firstChild.nodeType == Node.TEXT_NODE:
-            node.firstChild.data = value
+        if attribute := about.getAttributeNodeNS(space, name):
+            attribute.value = value
+        for node in _properties(about, space, name):
+            if len(node.childNodes) == 1 and isinstance(node.childNodes[0], minidom.Text):
+                node.childNodes[0].data = value
 
 
 def _remove(rdf: minidom.Element, space: str, name: str) -> None:
     for about in _descriptions(rdf):
         if about.hasAttributeNS(space, name):
             about.removeAttributeNS(space, name)
-    for node in _properties(rdf, space, name):
-        node.parentNode.removeChild(node)
+        for node in _properties(about, space, name):
+            about.removeChild(node)
 
 
 def _add(document: minidom.Document, rdf: minidom.Element, space: str, qualified: str, value: str) -> None:
@@ -150,9 +146,3 @@ def _add(document: minidom.Document, rdf: minidom.Element, space: str, qualified
     node.appendChild(document.createTextNode(value))
     description.appendChild(node)
     rdf.appendChild(description)
-
-
-def packet_in(data: bytes) -> bytes | None:
-    """The XMP packet inside other bytes (a PSD resource, a text chunk), or None."""
-    found = re.search(rb"<x:xmpmeta.*</x:xmpmeta>", data, re.DOTALL)
-    return found[0] if found else None
