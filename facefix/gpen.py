@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facefix.gpen_fast import FastGPEN
+
 SLOPE = 0.2
 GAIN = math.sqrt(2.0)
 EPSILON = 1e-8
@@ -328,6 +330,7 @@ class GPEN(nn.Module):
         widths = [3, *reversed(beside[:steps])]
         for step, (inputs, outputs) in enumerate(pairwise(widths)):
             self.add_module(f"ecd{step}", nn.Sequential(EncoderLayer(inputs, outputs, halves=step > 0)))
+        self._prepared: tuple[object, FastGPEN] | None = None
         self.final_linear = nn.Sequential(EqualLinear(beside[0] * 16, style_dim, activated=True))
 
     @classmethod
@@ -378,7 +381,18 @@ class GPEN(nn.Module):
         """
         if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (3, self.in_size, self.in_size):
             raise ValueError(f"expected (B, 3, {self.in_size}, {self.in_size}), got {tuple(pictures.shape)}")
-        return self.plain_forward(pictures, self.noise_like(pictures) if noise is None else noise)
+        noise = self.noise_like(pictures) if noise is None else noise
+        if self.training or torch.is_grad_enabled():
+            return self.plain_forward(pictures, noise)
+        return self._fast()(pictures, noise)
+
+    def _fast(self) -> FastGPEN:
+        """The scheduled form for the parameters as they are now; made again after they change."""
+        state = self.state_dict()
+        marks = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in state.values())
+        if self._prepared is None or self._prepared[0] != marks:
+            self._prepared = marks, FastGPEN(state, self.shape)
+        return self._prepared[1]
 
     def noise_like(self, pictures: Tensor) -> list[Tensor]:
         """Gaussian noise for the levels above in_size, the same for every face and at every call."""

@@ -1,0 +1,411 @@
+"""GPEN's forward, scheduled for inference: the numbers of the plain form, with a third of its work or less.
+
+What the plain form does for every face and every operation is arranged once for the network, or once for the face:
+
+- The style scales a convolution's inputs or, at levels with fewer weights than pixels, its weights. What follows it
+  (demodulation, and the gain of the activation) goes into weights, the blur kernel or the bias: the leaky rectifier
+  commutes with positive factors.
+- The blur after a transposed convolution is a depthwise convolution that scales and adds the bias on its way.
+- 3x3 convolutions with many channels go through `winograd` (float32 on a CPU).
+- Levels above 32 px are worked through in strips of rows. A strip's up-sampled features, the encoder's features beside
+  them, the second convolution and what it adds to the picture are made one after the other while they are in cache;
+  both halves of the features are written where the next convolution reads them, so nothing is concatenated.
+  Five rows are kept from a strip to the next: the result is exact, and no convolution over all channels is done twice.
+- The encoder's features at full size are made again where the decoder needs them: they cost less than their memory.
+
+Features are (rows, columns, channels), with a border of zero pixels where a convolution needs one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facefix.winograd import Winograd, tiled, transformed
+
+if TYPE_CHECKING:
+    from facefix.gpen import Shape
+
+Rows = Callable[[int, int], Tensor]
+State = Mapping[str, Tensor]
+
+SLOPE = 0.2
+GAIN = math.sqrt(2.0)
+EPSILON = 1e-8
+WHOLE = 32
+KEPT = 5
+STRIP_PIXELS = 32768
+MANY_CHANNELS = 96
+
+
+class FastGPEN:
+    """The scheduled forward of a network with these tensors: (B, 3, in_size, in_size) -> (B, 3, size, size).
+
+    Args:
+        state: the network's state dict; its tensors are used as they are, but for those that want another layout.
+        shape: the network's dimensions.
+    """
+
+    def __init__(self, state: State, shape: Shape) -> None:
+        self.shape = shape
+        self.start = state["generator.input.input"]
+        on_cpu = self.start.device.type == "cpu"
+        # A GPU has no use for strips, and its libraries choose their own algorithms.
+        self.whole = WHOLE if on_cpu else shape.size
+        winograd = on_cpu and self.start.dtype == torch.float32
+        self.mapping = [_Linear(state, "final_linear.0", 1.0)]
+        self.mapping += [_Linear(state, f"generator.style.{i + 1}", 0.01) for i in range(shape.n_mlp)]
+        self.entry = _Entry(state)
+        self.halvings = {
+            shape.in_size >> step: _Halving(state, step + 1) for step in range(shape.in_size.bit_length() - 3)
+        }
+        self.first = _Styled(state, "generator.conv1", doubles=False)
+        self.first_rgb = _ToRGB(state, "generator.to_rgb1")
+        sizes = [8 << index for index in range(len(shape.channels) - 1)]
+        self.low = [_Level(state, i, size) for i, size in enumerate(sizes) if size <= self.whole]
+        self.high = [_TallLevel(state, i, size, winograd) for i, size in enumerate(sizes) if size > self.whole]
+
+    def __call__(self, pictures: Tensor, noise: Sequence[Tensor]) -> Tensor:
+        """(B, 3, in_size, in_size) RGB, and noise as GPEN.forward takes it -> (B, 3, size, size)."""
+        at_once = max(1, 2048 // self.shape.size) if self.high else len(pictures)
+        results = []
+        for first in range(0, len(pictures), at_once):
+            part = slice(first, first + at_once)
+            results.append(self._group(pictures[part], [level[part] if len(level) > 1 else level for level in noise]))
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def _group(self, pictures: Tensor, noise: Sequence[Tensor]) -> Tensor:
+        """The restored faces of a batch that is worked through at once."""
+        batch, size = len(pictures), self.shape.in_size
+        tall: list[dict[int, Rows]] = [{} for _ in range(batch)]
+        if size > self.whole:
+            features = torch.cat([self._encode_tall(face, rows) for face, rows in zip(pictures, tall, strict=True)])
+        else:
+            features = self.entry.whole(pictures)
+        size = min(size, self.whole)
+        beside = {size: (features, features)}
+        while size > 4:
+            features = self.halvings[size].whole(features)
+            size //= 2
+            beside[size] = (features, features)
+        drawn = {
+            self.shape.in_size << (i + 1): pair for i, pair in enumerate(zip(noise[::2], noise[1::2], strict=True))
+        }
+        beside |= {size: pair for size, pair in drawn.items() if size <= self.whole}
+        style = self._style(features.flatten(1))
+        values = self.first.whole(self.start.expand(batch, -1, -1, -1), style, beside[4][0])
+        picture = self.first_rgb.whole(values, style)
+        for level in self.low:
+            values, picture = level.whole(values, style, beside[level.size], picture)
+        if not self.high:
+            return picture
+        results = []
+        for face in range(batch):
+            injected = {size: (rows, rows) for size, rows in tall[face].items()}
+            for size, pair in drawn.items():
+                injected[size] = _rows_of(pair[0], face), _rows_of(pair[1], face)
+            results.append(self._decode_tall(values[face], picture[face], style[face], injected))
+        return torch.cat(results)
+
+    def _style(self, vectors: Tensor) -> Tensor:
+        """(B, 16 · channels) -> (B, style_dim)."""
+        vectors = F.leaky_relu(self.mapping[0](vectors), SLOPE) * GAIN
+        vectors = vectors * torch.rsqrt(vectors.square().mean(dim=1, keepdim=True) + EPSILON)
+        for layer in self.mapping[1:]:
+            vectors = F.leaky_relu(layer(vectors), SLOPE) * GAIN
+        return vectors
+
+    def _encode_tall(self, face: Tensor, rows: dict[int, Rows]) -> Tensor:
+        """Features (1, C, whole, whole) of a (3, in_size, in_size) face; leaves those of the larger levels in `rows`."""
+        size = self.shape.in_size
+        rows[size] = self.entry.rows_of(face)
+        while size > self.whole:
+            features = self.halvings[size].strips(rows[size], size)
+            size //= 2
+            rows[size] = _stored(features)
+        return _planes(features[2:-2])
+
+    def _decode_tall(
+        self, values: Tensor, picture: Tensor, style: Tensor, injected: Mapping[int, tuple[Rows, Rows]]
+    ) -> Tensor:
+        """The (1, 3, size, size) picture from one face's values and picture at the size `whole`."""
+        below = F.pad(values.permute(1, 2, 0), (0, 0, 1, 1, 1, 1)).contiguous()
+        for level in self.high:
+            below, picture = level.strips(below, style, injected[level.size], picture, last=level is self.high[-1])
+        return picture[None]
+
+
+def _stored(features: Tensor) -> Rows:
+    """Rows of features that are kept with two zero rows above and below."""
+    return lambda top, end: features[top + 2 : end + 2]
+
+
+def _rows_of(noise: Tensor, face: int) -> Rows:
+    """Rows of drawn noise (1 or B, C, H, W)."""
+    values = noise[min(face, len(noise) - 1)].permute(1, 2, 0).contiguous()
+    return lambda top, end: values[top:end]
+
+
+def _planes(rows: Tensor) -> Tensor:
+    """(H, W, C) as torch's convolutions want it: (1, C, H, W), channels last."""
+    return rows[None].permute(0, 3, 1, 2)
+
+
+class _Linear:
+    """A fully connected layer with its run-time scale."""
+
+    def __init__(self, state: State, name: str, rate: float = 1.0) -> None:
+        self.weight = state[f"{name}.weight"]
+        self.bias = state[f"{name}.bias"] * rate
+        self.scale = rate / math.sqrt(self.weight.shape[1])
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        return torch.addmm(self.bias, vectors, self.weight.t(), alpha=self.scale)
+
+
+class _Entry:
+    """The pointwise convolution with which the encoder begins."""
+
+    def __init__(self, state: State) -> None:
+        self.weight = state["ecd0.0.0.weight"] * (GAIN / math.sqrt(3.0))
+        self.bias = state["ecd0.0.1.bias"] * GAIN
+
+    def whole(self, pictures: Tensor) -> Tensor:
+        return F.leaky_relu_(F.conv2d(pictures, self.weight, self.bias), SLOPE)
+
+    def rows_of(self, face: Tensor) -> Rows:
+        """Rows made when they are asked for; zero outside of the face."""
+        pixels = face.permute(1, 2, 0).contiguous()
+        size, weight = len(pixels), self.weight[:, :, 0, 0].t()
+
+        def rows(top: int, end: int) -> Tensor:
+            inside = pixels[max(top, 0) : min(end, size)]
+            features = torch.addmm(self.bias, inside.flatten(0, 1), weight).view(-1, size, weight.shape[1])
+            F.leaky_relu_(features, SLOPE)
+            if top >= 0 and end <= size:
+                return features
+            return F.pad(features, (0, 0, 0, 0, max(-top, 0), max(end - size, 0)))
+
+        return rows
+
+
+class _Halving:
+    """An encoder step: blur, 3x3 convolution of stride 2, activation."""
+
+    def __init__(self, state: State, step: int) -> None:
+        weight = state[f"ecd{step}.0.1.weight"]
+        self.outputs, self.inputs = weight.shape[:2]
+        self.weight = (weight * (GAIN / math.sqrt(self.inputs * 9))).contiguous(memory_format=torch.channels_last)
+        self.bias = state[f"ecd{step}.0.2.bias"] * GAIN
+        self.blur = _blur(self.weight, 1 / 64).expand(self.inputs, 1, 4, 4).contiguous()
+
+    def whole(self, features: Tensor) -> Tensor:
+        blurred = F.conv2d(features, self.blur, padding=2, groups=self.inputs)
+        return F.leaky_relu_(F.conv2d(blurred, self.weight, self.bias, stride=2), SLOPE)
+
+    def strips(self, rows: Rows, size: int) -> Tensor:
+        """The level below, (size / 2 + 4, size / 2, outputs) with two zero rows above and below."""
+        half, high = size // 2, max(4, min(size // 2, STRIP_PIXELS // size))
+        below = self.bias.new_empty(half + 4, half, self.outputs)
+        below[:2] = below[-2:] = 0
+        for top in range(0, half, high):
+            seen = _planes(rows(2 * top - 2, 2 * (top + high) + 2))
+            blurred = F.conv2d(seen, self.blur, padding=(0, 2), groups=self.inputs)
+            made = F.conv2d(blurred, self.weight, self.bias, stride=2)
+            _activate_into(below[top + 2 : top + 2 + high], made[0].permute(1, 2, 0))
+        return below
+
+
+def _blur(like: Tensor, scale: float) -> Tensor:
+    """The (4, 4) binomial kernel times `scale`."""
+    row = like.new_tensor([1.0, 3.0, 3.0, 1.0])
+    return torch.outer(row, row) * scale
+
+
+def _activate_into(target: Tensor, values: Tensor) -> None:
+    torch.ops.aten.leaky_relu.out(values, SLOPE, out=target)
+
+
+class _Modulated:
+    """The static part of a modulated convolution: weights, what the style does to them, and their power."""
+
+    def __init__(self, state: State, name: str) -> None:
+        self.weight = state[f"{name}.weight"][0]
+        self.outputs, self.inputs = self.weight.shape[:2]
+        self.modulation = _Linear(state, f"{name}.modulation")
+        self.scale = 1 / math.sqrt(self.weight[0].numel())
+
+    def scales(self, style: Tensor) -> Tensor:
+        """What the inputs are multiplied with, (B, inputs)."""
+        return self.modulation(style) * self.scale
+
+
+class _Styled(_Modulated):
+    """A modulated 3x3 convolution with its activation and the weight of what is laid beside it."""
+
+    def __init__(self, state: State, name: str, doubles: bool) -> None:
+        super().__init__(state, f"{name}.conv")
+        self.doubles = doubles
+        self.power = torch.linalg.vector_norm(self.weight, dim=(2, 3), dtype=torch.float32).square_().t()
+        bias = state[f"{name}.activate.bias"] * GAIN
+        self.bias, self.beside_bias = bias[: self.outputs], bias[self.outputs :]
+        self.beside_weight = float(state[f"{name}.noise.weight"]) * GAIN
+        self.blur = _blur(self.weight, 4 / 64)
+
+    def demodulation(self, scales: Tensor) -> Tensor:
+        """What the outputs are multiplied with, the activation's gain included, (B, outputs)."""
+        return (torch.rsqrt(scales.float().square() @ self.power + EPSILON) * GAIN).to(scales.dtype)
+
+    def whole(self, values: Tensor, style: Tensor, beside: Tensor) -> Tensor:
+        """The activated values of a batch with what is laid beside them: (B, outputs + injected, H, W)."""
+        scales = self.scales(style)
+        values = values * scales[:, :, None, None]
+        if self.doubles:
+            values = F.conv_transpose2d(values, self.weight.transpose(0, 1), stride=2)
+            values = F.conv2d(values, self.blur.expand(self.outputs, 1, 4, 4), padding=1, groups=self.outputs)
+        else:
+            values = F.conv2d(values, self.weight, padding=1)
+        values = torch.addcmul(self.bias[:, None, None], values, self.demodulation(scales)[:, :, None, None])
+        injected = torch.add(self.beside_bias[:, None, None], beside, alpha=self.beside_weight)
+        return F.leaky_relu_(torch.cat([values, injected], dim=1), SLOPE)
+
+    def beside_into(self, target: Tensor, rows: Tensor) -> None:
+        """Writes the activated injected features of some rows, (n, W, injected)."""
+        _activate_into(target, torch.add(self.beside_bias, rows, alpha=self.beside_weight))
+
+
+class _ToRGB(_Modulated):
+    """What a level adds to the picture."""
+
+    def __init__(self, state: State, name: str) -> None:
+        super().__init__(state, f"{name}.conv")
+        self.bias = state[f"{name}.bias"].flatten()
+        self.blur = _blur(self.weight, 4 / 64).expand(3, 1, 4, 4).contiguous()
+
+    def weights(self, style: Tensor) -> Tensor:
+        """One face's weights: (3, inputs, 1, 1) from a (style_dim,) style."""
+        return self.weight * self.scales(style[None])[0, None, :, None, None]
+
+    def whole(self, values: Tensor, style: Tensor, picture: Tensor | None = None) -> Tensor:
+        """The (B, 3, H, W) picture of a level from (B, inputs, H, W) values and the picture of half its size."""
+        added = F.conv2d(values * self.scales(style)[:, :, None, None], self.weight, self.bias)
+        return added if picture is None else added.add_(self.doubled(picture))
+
+    def doubled(self, picture: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, 2H, 2W)."""
+        picture = picture.contiguous(memory_format=torch.channels_last)
+        return F.conv_transpose2d(picture, self.blur, stride=2, padding=1, groups=3)
+
+
+class _Level:
+    """The two convolutions and the colours of one level, worked through whole."""
+
+    def __init__(self, state: State, index: int, size: int) -> None:
+        self.size = size
+        self.one = _Styled(state, f"generator.convs.{2 * index}", doubles=True)
+        self.two = _Styled(state, f"generator.convs.{2 * index + 1}", doubles=False)
+        self.rgb = _ToRGB(state, f"generator.to_rgbs.{index}")
+
+    def whole(
+        self, values: Tensor, style: Tensor, beside: tuple[Tensor, Tensor], picture: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The values and the picture of this level from those of the level below."""
+        values = self.one.whole(values, style, beside[0])
+        values = self.two.whole(values, style, beside[1])
+        return values, self.rgb.whole(values, style, picture)
+
+
+class _TallLevel(_Level):
+    """The same, worked through in strips for one face."""
+
+    def __init__(self, state: State, index: int, size: int, winograd: bool) -> None:
+        super().__init__(state, index, size)
+        self.high = min(size, max(8, STRIP_PIXELS // size))
+        self.winograd: Winograd | None = None
+        if winograd and self.two.inputs >= MANY_CHANNELS:
+            self.winograd = Winograd(self.two.inputs, self.two.outputs, self.high + 4, size)
+            self.products = transformed(self.two.weight)
+
+    def strips(
+        self, below: Tensor, style: Tensor, beside: tuple[Rows, Rows], picture: Tensor, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """This level's values with a border, (size + 2, size + 2, channels), and its picture, from the level below.
+
+        The values of the last level are not kept.
+        """
+        one, two, size, high = self.one, self.two, self.size, self.high
+        first = self._first(below, style)
+        second = self._second(style)
+        colours = self.rgb.weights(style)
+        picture = self.rgb.doubled(picture[None])[0]
+        middle = below.new_zeros(KEPT + high + 1, size + 2, two.inputs)
+        values = below.new_empty(high + 4 if last else size + 2, size + 2, two.outputs + two.beside_bias.numel())
+        values[:, 0] = values[:, -1] = 0
+        if not last:
+            values[0] = values[-1] = 0
+        for top in range(0, size, high):
+            end = top + high
+            inside = middle[KEPT : KEPT + high, 1:-1]
+            first(inside[..., : one.outputs], top, end)
+            one.beside_into(inside[..., one.outputs :], beside[0](top, end))
+            if end == size:
+                middle[-1] = 0
+            start, stop = top - 4 if top else 0, size if end == size else end - 4
+            made = values[: stop - start] if last else values[start + 1 : stop + 1]
+            second(made[:, 1:-1, : two.outputs], middle[start - 1 - top + KEPT : stop + 1 - top + KEPT])
+            two.beside_into(made[:, 1:-1, two.outputs :], beside[1](start, stop))
+            added = F.conv2d(_planes(made), colours, self.rgb.bias)[0, :, :, 1:-1]
+            picture[:, start:stop].add_(added)
+            middle[:KEPT] = middle[high : high + KEPT]
+        return values, picture
+
+    def _first(self, below: Tensor, style: Tensor) -> Callable[[Tensor, int, int], None]:
+        """Writes rows (top to end) of the first convolution's activated values."""
+        one = self.one
+        scales = one.scales(style[None])
+        factors = one.demodulation(scales)[0]
+        weight, inputs = one.weight.transpose(0, 1), below
+        if weight.numel() > below.numel():
+            inputs = below * scales[0]
+        else:
+            weight = weight * scales[0][:, None, None, None]
+        blur = factors[:, None, None, None] * one.blur
+
+        def write(target: Tensor, top: int, end: int) -> None:
+            seen = _planes(inputs[top // 2 : end // 2 + 2])
+            spread = F.conv_transpose2d(seen, weight, stride=2, padding=1)
+            made = F.conv2d(spread, blur, one.bias, groups=one.outputs)
+            _activate_into(target, made[0].permute(1, 2, 0))
+
+        return write
+
+    def _second(self, style: Tensor) -> Callable[[Tensor, Tensor], None]:
+        """Writes the second convolution's activated values for a strip of its inputs with a border."""
+        two = self.two
+        scales = two.scales(style[None])
+        factors = two.demodulation(scales)[0]
+        if self.winograd is None:
+            weight = two.weight * (scales * factors[:, None])[:, :, None, None]
+            weight = weight.contiguous(memory_format=torch.channels_last)
+
+            def direct(target: Tensor, strip: Tensor) -> None:
+                _activate_into(target, F.conv2d(_planes(strip), weight, two.bias)[0].permute(1, 2, 0))
+
+            return direct
+        winograd = self.winograd
+        light = self.products.numel() <= self.size**2 * two.inputs
+        products = self.products * (scales * factors[:, None]) if light else self.products
+        bias = two.bias if light else two.bias / factors
+
+        def minimal(target: Tensor, strip: Tensor) -> None:
+            tiles = winograd(strip if light else strip * scales[0], products)
+            _activate_into(tiled(target), tiles.add_(bias))
+            if not light:
+                target.mul_(factors)
+
+        return minimal
