@@ -95,22 +95,28 @@ def blend(parts: Iterable[NDArray[Any]], height: int, width: int, tile: int, ove
 
     Args:
         parts: one array of (y1 - y0, x1 - x0, …) per box, in the order of `grid`; taken one at a time.
-        height, width, tile, overlap: as for `grid`.
+        height: elements down.
+        width: elements across.
+        tile: elements of a box's side, as for `grid`.
+        overlap: elements that neighbours share, as for `grid`.
 
     Raises:
         UsageError: there are more or fewer parts than boxes, or one has another shape than its box.
     """
-    boxes = grid(height, width, tile, overlap)
+    boxes, soft = grid(height, width, tile, overlap), weights(height, width, tile, overlap)
     out: NDArray[np.float32] | None = None
-    for part, box, weight in zip(parts, boxes, weights(height, width, tile, overlap), strict=True):
+    count = 0
+    for count, part in enumerate(parts, 1):
+        if count > len(boxes):
+            break
+        box, weight = boxes[count - 1], soft[count - 1]
         if part.shape[:2] != weight.shape:
-            raise UsageError(
-                f"tiles: expected a part of {weight.shape} for {box}, got {part.shape}; do not resize parts"
-            )
+            raise UsageError(f"tiles: expected a part of {weight.shape} for {box}, got {part.shape}; do not resize it")
         if out is None:
             out = np.zeros((height, width, *part.shape[2:]), np.float32)
         out[box.slices] += part * weight.astype(np.float32).reshape(*weight.shape, *(1,) * (part.ndim - 2))
-    assert out is not None  # grid() gives at least one box
+    if out is None or count != len(boxes):
+        raise UsageError(f"tiles: expected {len(boxes)} part(s), got {count}; give one a box")
     return out
 
 
@@ -122,7 +128,8 @@ def run(
     Args:
         function: (h, w, …) -> (h, w, …) of the same height and width.
         array: (height, width, …).
-        tile, overlap: as for `grid`.
+        tile: elements of a tile's side, as for `grid`.
+        overlap: elements that neighbours share, as for `grid`.
 
     >>> float(run(lambda part: part + 1, np.zeros((30, 40)), 16, 4).max())
     1.0
