@@ -25,6 +25,7 @@ import secrets
 import shutil
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -98,10 +99,15 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Photo
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
             raise PhotoUnreadable(path, f"expected a file, got {kind}; give a picture file")
-        with open(path, "rb") as file:
-            return _assembled(_decoded(file, check), path)
+        with open(path, "rb") as file, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = _decoded(file, check)
+        found.warnings += dict.fromkeys(_line(each.message) for each in told if each.category is UserWarning)
+        return _assembled(found, path)
     except PhotoError:
         raise
+    except Image.DecompressionBombError as error:
+        raise PhotoRefused(path, f"{_line(error)}; scale it down") from error
     except UndecodableError as error:
         raise PhotoUnreadable(path, str(error)) from error
     except OSError as error:
@@ -152,7 +158,7 @@ def from_array(array: NDArray[Any]) -> Photo:
     fits = array.ndim == 2 or (array.ndim == 3 and 1 <= array.shape[2] <= 4)
     if not fits or array.size == 0:
         raise PhotoUnreadable(None, f"expected an array (H, W) or (H, W, 1 to 4) with pixels, got {array.shape}")
-    if array.dtype not in (np.uint8, np.uint16):
+    if array.dtype.type not in (np.uint8, np.uint16):
         advice = "give (array * 65535).round().astype(np.uint16) for floats of 0..1"
         raise PhotoUnreadable(None, f"expected uint8 or uint16, got {array.dtype}; {advice}")
     native = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
@@ -294,18 +300,18 @@ def _sync_folder(folder: Path) -> None:
 def _assembled(found: Found, source: Path | None) -> Photo:
     """The Photo of what a file holds: turned upright, in three channels, with its colour space."""
     settle_metadata(found)
-    warnings = found.warnings
+    told = found.warnings
     if found.cmyk:
         found.samples, problem = colour.srgb_from_cmyk(found.samples, found.icc)
         found.icc = None
-        warnings += [problem] if problem else []
-        warnings.append("CMYK was converted to sRGB, and the result is RGB")
+        told += [problem] if problem else []
+        told.append("CMYK was converted to sRGB, and the result is RGB")
     samples = exif.upright(found.samples, found.turn)
     gray = samples.ndim == 2 or samples.shape[2] <= 2
     bits: Literal[8, 16] = 8 if samples.dtype == np.uint8 else 16
     space, problem = colour.space(found.icc, bits=bits, gray=gray)
     if problem:
-        warnings.append(problem)
+        told.append(problem)
     raster, alpha = _split(samples)
     meta = Meta(
         source=source,
@@ -322,7 +328,7 @@ def _assembled(found: Found, source: Path | None) -> Photo:
         lossless=found.lossless,
         text=found.text,
         xmp_extended=found.xmp_extended,
-        warnings=tuple(warnings),
+        warnings=tuple(told),
     )
     return Photo(raster, meta, alpha, space)
 
@@ -341,5 +347,5 @@ def _split(samples: Raster) -> tuple[Raster, Raster | None]:
     return raster, alpha
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | str) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
 
 import imagecodecs
 import numpy as np
@@ -44,6 +45,8 @@ def decode(data: Data, check: SizeCheck) -> Found:
         return decode_tiff(data, check)
     if form == "HEIF":
         return _heif(bytes(data), check)
+    if form == "WEBP" and b"ANIM" not in data[12:64]:
+        return _webp(bytes(data), check)
     return _pillow(form, bytes(data), check)
 
 
@@ -110,7 +113,7 @@ def _jpeg(data: bytes, check: SizeCheck) -> Found:
     image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     check(*image.size)
     body = image.fp.tell() if image.fp is not None else 0
-    if len(data) - body < 16:
+    if len(data) - body < 3:
         raise UndecodableError("the file is cut short before the picture begins")
     samples: Raster = imagecodecs.jpeg8_decode(data)
     info = image.info
@@ -146,6 +149,28 @@ def _tables(image: JpegImagePlugin.JpegImageFile) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(min(values) for values in zip(*group, strict=True)) for group in groups)
 
 
+def _webp(data: bytes, check: SizeCheck) -> Found:
+    """A still WebP; animated ones come through Pillow, which refuses more than 179 megapixels."""
+    chunks: dict[bytes, bytes] = {}
+    at = 12
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        chunks.setdefault(kind, data[at + 8 : at + 8 + size])
+        at += 8 + size + size % 2
+    lossless = b"VP8L" in chunks
+    body = chunks.get(b"VP8L" if lossless else b"VP8 ", b"")
+    if len(body) < 10:
+        raise UndecodableError("the file is cut short before the picture begins")
+    if lossless:
+        bits = int.from_bytes(body[1:5], "little")
+        check((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    else:
+        check(*(side & 0x3FFF for side in struct.unpack_from("<HH", body, 6)))
+    found = Found("WEBP", imagecodecs.webp_decode(data), lossless=lossless)
+    found.icc, found.exif, found.xmp = (chunks.get(kind) or None for kind in (b"ICCP", b"EXIF", b"XMP "))
+    return found
+
+
 def _heif(data: bytes, check: SizeCheck) -> Found:
     try:
         pillow_heif = importlib.import_module("pillow_heif")
@@ -176,7 +201,7 @@ def _pillow(form: str, data: bytes, check: SizeCheck) -> Found:
     else:
         image.load()
         found = from_image(image, form)
-    found.lossless = not (form == "AVIF" or (form == "WEBP" and b"VP8 " in data[12:4096]))
+    found.lossless = form not in ("AVIF", "WEBP")
     if getattr(image, "is_animated", False) and form != "PSD":
         found.warnings.append("only the first of the file's pictures is kept")
     if form == "PSD":

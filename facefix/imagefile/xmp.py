@@ -66,7 +66,7 @@ def settle(packet: bytes | None, *, ai_label: bool, width: int, height: int) -> 
         _replace(rdf, space, name, str(value))
     for space, name in _BEHIND:
         _remove(rdf, space, name)
-    if ai_label and _find(rdf, _IPTC_EXT, "DigitalSourceType") != _ALL_MADE:
+    if ai_label and _find(rdf, _IPTC_EXT, "DigitalSourceType") not in (_ALL_MADE, SOURCE_TYPE):
         _remove(rdf, _IPTC_EXT, "DigitalSourceType")
         _add(document, rdf, _IPTC_EXT, "Iptc4xmpExt:DigitalSourceType", SOURCE_TYPE)
     whole = rdf.parentNode if isinstance(rdf.parentNode, minidom.Element) else rdf
