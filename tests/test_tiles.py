@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ def test_windows_cover_all_with_the_overlap_asked_for(length: int, tile: int, ov
     assert spans[0][0] == 0
     assert spans[-1][1] == length
     assert all(stop - start == min(tile, length) for start, stop in spans)
-    shared = [a[1] - b[0] for a, b in zip(spans, spans[1:], strict=False)]
+    shared = [a[1] - b[0] for a, b in pairwise(spans)]
     assert all(overlap <= share < tile for share in shared)
     assert len(spans) == max(1, -(-(length - overlap) // (tile - overlap)))
 
