@@ -110,7 +110,8 @@ class _Tables(_Space):
     """Any other RGB profile (look-up tables), evaluated by Little CMS and inverted by Newton's method."""
 
     _TOLERANCE = 0.1 / 65535
-    _STEP = 1 / 512
+    _STEP = 1 / 512  # Little CMS keeps tables in 16 bits: differences over less are mostly rounding
+    _ROUNDS = 24
 
     def __init__(self, icc: bytes) -> None:
         self._icc = icc
@@ -123,19 +124,20 @@ class _Tables(_Space):
 
     def _back(self, encoded: _Floats) -> _Floats:
         best = self._first_guess(encoded)
-        device, least = best.copy(), np.full(len(best), np.inf)
-        todo = np.arange(len(best))
-        for _ in range(8):
-            reached = self._evaluate(device[todo])
+        least, reach = np.full(len(best), np.inf), np.ones(len(best))
+        todo, tried, moves = np.arange(len(best)), best, np.zeros_like(best)
+        for _ in range(self._ROUNDS):
+            reached = self._evaluate(tried)
             missing = encoded[todo] - reached
             size = np.abs(missing).max(axis=1)
             better = size < least[todo]
-            best[todo[better]], least[todo[better]] = device[todo[better]], size[better]
-            far = size > self._TOLERANCE
-            if not far.any():
+            best[todo[better]], least[todo[better]] = tried[better], size[better]
+            reach[todo] = np.where(better, 1.0, reach[todo] / 2)  # a step that missed is tried again, half as long
+            moves[todo[better]] = self._newton(tried[better], reached[better], missing[better])
+            todo = todo[(least[todo] > self._TOLERANCE) & (reach[todo] > 1 / 64)]
+            if not todo.size:
                 break
-            todo = todo[far]
-            device[todo] = self._newton(device[todo], reached[far], missing[far])
+            tried = np.clip(best[todo] + reach[todo, None] * moves[todo], 0, 1)
         return best
 
     def _first_guess(self, encoded: _Floats) -> _Floats:
@@ -154,9 +156,8 @@ class _Tables(_Space):
             moved[:, channel] += step
             slopes[:, :, channel] = (self._evaluate(moved) - reached) / step[:, None]
         slopes += 1e-6 * np.eye(3)  # a flat spot of the profile must not stop the others
-        moves = np.linalg.solve(slopes, missing[:, :, None])[:, :, 0]
-        nearer: _Floats = np.clip(device + np.clip(moves, -0.25, 0.25), 0, 1)
-        return nearer
+        moves: _Floats = np.linalg.solve(slopes, missing[:, :, None])[:, :, 0]
+        return np.clip(moves, -0.25, 0.25)
 
 
 class _GrayCurve(_Space):
@@ -186,7 +187,11 @@ class _Gray:
     def from_srgb(self, pixels: Pixels, bits: int) -> Raster:
         """The luma (Rec. 709 weights on encoded values) of the (h, w, 3) pixels in three equal channels."""
         luma = np.repeat((pixels @ _LUMA.astype(np.float32))[..., None], 3, axis=2)
-        return self._inner.from_srgb(luma, bits)
+        codes = self._inner.from_srgb(luma, bits)
+        gray: Raster = np.repeat(
+            codes[..., 1:2], 3, axis=2
+        )  # an RGB profile's greys need not be neutral to the last bit
+        return gray
 
 
 def gray_of(raster: Raster) -> Raster:
