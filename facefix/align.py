@@ -1,7 +1,7 @@
 """Where a face's crop lies in the photo: templates, similarity fit, anti-aliased warps and their exact inverse.
 
 Every picture is warped the same way, whichever direction it goes:
-    big to small  area-reduce by a whole number until about two to four source pixels make one, low-pass with a Lanczos
+    big to small  area-reduce by a power of two until about two to four source pixels make one, low-pass with a Lanczos
                   kernel of the right width, then sample; nothing aliases.
     small to big  double with a Lanczos kernel first (separable, so cheap), then sample; sampling a doubled picture
                   by a cubic loses hardly anything up to the source's own limit.
@@ -233,8 +233,8 @@ def bounds(dst_from_src: Matrix, box: tuple[float, float, float, float]) -> tupl
 
 
 def whole_reduction(density: float) -> int:
-    """By which whole number a picture is area-reduced first, when `density` source pixels make one: 1 below 4."""
-    return max(1, math.floor(density / 2))
+    """By which power of two a picture is area-reduced first, when `density` source pixels make one: 1 below 4."""
+    return 1 << max(0, math.floor(math.log2(density)) - 1)
 
 
 def prepared(pixels: NDArray[np.float32], density: float) -> tuple[NDArray[np.float32], Matrix]:
@@ -249,7 +249,7 @@ def prepared(pixels: NDArray[np.float32], density: float) -> tuple[NDArray[np.fl
         return _array(cv2.resize(pixels, doubled, interpolation=cv2.INTER_LANCZOS4)), scaling(2.0)
     reduction = whole_reduction(density)
     short = [-side % reduction for side in pixels.shape[:2]]
-    if any(short):
+    if any(short):  # crops of a power of two need no such copy
         pixels = _array(cv2.copyMakeBorder(pixels, 0, short[0], 0, short[1], cv2.BORDER_REPLICATE))
     pixels = _area_reduced(pixels, reduction)
     taps = _lanczos_taps(density / reduction)

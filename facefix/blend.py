@@ -11,8 +11,7 @@ that keeps what is there has k = 1, and its difference alone is added, so a shar
 unchanged crop changes no bit. One that smooths grain away, or draws the face anew, has k = 0, and the patch replaces
 the picture, so nothing of the old grain shines through.
 
-The sum is formed in floating point and sRGB, but what is written is the canvas plus the difference of two encodings, so
-that where the sum does not change, rounding and colour profiles cannot change a pixel either.
+Only pixels whose value changes are encoded and written; all others keep their bits, whatever the colour profile.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,6 +33,7 @@ from facefix.types import Box, Mask, Matrix, Patch, Photo, Pixels, Raster
 _TILE_PX = 1024
 _LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
 _DETAIL_FLOOR = np.float32((0.5 / 255) ** 2)
+_REDRAWN, _KEPT = np.float32(0.6), np.float32(0.95)
 _MASK_FLOOR = np.float32(1 / 512)
 
 
@@ -111,38 +112,40 @@ class _Layer:
         """The layer of a patch that reaches `box` of the canvas."""
         canvas_from_patch = align.invert(align.scaled(patch.patch_from_photo, scale))
         density = 1 / align.magnification(canvas_from_patch)
-        change = np.dstack([patch.pixels - patch.original, patch.mask * np.float32(strength)])
-        change, layer_from_patch = align.prepared(change, density)
-        original, _ = align.prepared(patch.original, density)
-        finest = max(1.0, density / align.whole_reduction(density)) if density > 1 else 2.0
-        base = np.dstack([original, _kept_share(original, change[:, :, :3], finest)])
+        original, layer_from_patch = align.prepared(patch.original, density)
+        step = align.prepared(patch.pixels, density)[0] - original
+        mask = align.prepared(patch.mask, density)[0] * np.float32(strength)
+        finest_px = density / align.whole_reduction(density) if density > 1 else 2.0
+        change = _array(cv2.merge([step, mask]))
+        base = _array(cv2.merge([original, _kept_share(original, step, finest_px)]))
         return cls(box, change, base, align.compose(canvas_from_patch, align.invert(layer_from_patch)))
 
-    def over(self, box: Box, old: Pixels) -> tuple[Pixels, Mask]:
-        """The new minus the old pixels of the box, unmasked, and the mask there."""
+    def over(self, box: Box) -> tuple[NDArray[np.float32], NDArray[np.float32], Mask]:
+        """Over a box of the canvas: `change` and `base` sampled, (h, w, 4), and the mask."""
         box_from_layer = self.canvas_from_layer - np.array([[0, 0, box.x0], [0, 0, box.y0]], np.float64)
         size = (box.x1 - box.x0, box.y1 - box.y0)
         change = align.sampled(self.change, box_from_layer, size, cv2.BORDER_CONSTANT)
         base = align.sampled(self.base, box_from_layer, size)
-        mask = np.clip((change[:, :, 3] - _MASK_FLOOR) / (1 - 2 * _MASK_FLOOR), 0, 1)
-        lost = (np.clip(base[:, :, 3:], 0, 1) - 1) * (old - base[:, :, :3])
-        return change[:, :, :3] + lost, mask
+        return change, base, np.clip((change[:, :, 3] - _MASK_FLOOR) / (1 - 2 * _MASK_FLOOR), 0, 1)
 
 
 def _kept_share(original: Pixels, change: Pixels, finest_px: float) -> NDArray[np.float32]:
-    """k, (h, w) in 0..1: how much of the original's finest detail the patch still has.
+    """k, (h, w) in 0..1: whether the patch still has the original's finest detail.
 
-    The regression coefficient, over a window of some 10 finest pixels, of the patch's detail on the original's.
+    The regression coefficient, over a window of some 10 finest pixels, of the patch's detail on the original's, brought
+    smoothly to 0 at 0.6 and to 1 at 0.95. Noise below the crop's own finest detail is stronger than in it, so a share
+    that is a little too low already asks for the patch alone: on six photos with noise of 8 to 12 grey levels and the
+    clean crop as restored, these limits gave 0.6 to 4 dB more than the coefficient itself, and nothing less elsewhere.
     """
-    luma = cv2.transform(np.stack([original, change]).reshape(-1, original.shape[1], 3), _LUMA)
-    before, added = np.split(np.asarray(luma, np.float32).reshape(-1, original.shape[1]), 2)
+    before, added = _luma(original), _luma(change)
     detail = before - _blurred(before, 0.8 * finest_px)
     detail_added = added - _blurred(added, 0.8 * finest_px)
     side = 2 * round(5 * finest_px) + 1
     power = cv2.blur(detail * detail, (side, side), borderType=cv2.BORDER_REFLECT_101)
     shared = cv2.blur(detail * detail_added, (side, side), borderType=cv2.BORDER_REFLECT_101)
-    kept = 1 + np.asarray(shared, np.float32) / (np.asarray(power, np.float32) + _DETAIL_FLOOR)
-    return np.asarray(np.clip(kept, 0, 1), np.float32)
+    share = 1 + np.asarray(shared, np.float32) / (np.asarray(power, np.float32) + _DETAIL_FLOOR)
+    kept = np.clip((share - _REDRAWN) / (_KEPT - _REDRAWN), 0, 1)
+    return np.asarray(kept * kept * (3 - 2 * kept), np.float32)
 
 
 def _paste_tile(
@@ -153,35 +156,69 @@ def _paste_tile(
     if not reached:
         return
     area = _around(part for _, part in reached)
-    old = canvas.pixels(area)
-    if len(reached) == 1:
-        change, mask = reached[0][0].over(area, old)
-    else:
-        change, mask = _combined(reached, area, old)
+    sampled = [(layer.over(part), _inside(part, area)) for layer, part in reached]
+    covered = np.zeros((area.y1 - area.y0, area.x1 - area.x0), bool)
+    for (_, _, mask), at in sampled:
+        covered[at] |= mask > 0
+    allowed = None
     if within is not None:
-        mask = mask * _at_scale(within, area, scale)
-    _write(canvas, raster, area, old, old + mask[:, :, None] * change)
+        allowed = _at_scale(within, area, scale)
+        covered &= allowed > 0
+    # from here on only the covered pixels, in a row
+    index = np.flatnonzero(covered)
+    codes = _taken(canvas.raster[area.slices], index)[None]
+    old = canvas.colour.to_srgb(codes)[0]
+    step, weight = _combined(sampled, covered, index, old)
+    if allowed is not None:
+        weight = weight * _taken(allowed, index)
+    step *= weight[:, None]
+    changed = np.flatnonzero((step[:, 0] != 0) | (step[:, 1] != 0) | (step[:, 2] != 0))
+    new = np.take(old, changed, axis=0) + np.take(step, changed, axis=0)
+    row, column = np.divmod(index[changed], covered.shape[1])
+    where = (row + area.y0) * canvas.width + column + area.x0
+    raster.reshape(-1, 3)[where] = canvas.colour.from_srgb(new[None], canvas.meta.bits)[0]
 
 
-def _combined(reached: Sequence[tuple[_Layer, Box]], area: Box, old: Pixels) -> tuple[Pixels, Mask]:
-    """The layers' changes, averaged by the squares of their masks, and the union of the masks."""
-    total = np.zeros_like(old)
-    weight = np.zeros(old.shape[:2], np.float32)
-    uncovered = np.ones(old.shape[:2], np.float32)
-    for layer, part in reached:
-        at = Box(part.x0 - area.x0, part.y0 - area.y0, part.x1 - area.x0, part.y1 - area.y0).slices
-        change, mask = layer.over(part, old[at])
-        total[at] += (mask * mask)[:, :, None] * change
-        weight[at] += mask * mask
-        uncovered[at] *= 1 - mask
-    return np.asarray(total / np.maximum(weight, np.float32(1e-12))[:, :, None], np.float32), 1 - uncovered
+_Sampled = tuple[tuple[NDArray[np.float32], NDArray[np.float32], Mask], tuple[slice, slice]]
 
 
-def _write(canvas: Photo, raster: Raster, area: Box, old: Pixels, new: Pixels) -> None:
-    """Adds the difference between the two encodings to the raster's box."""
-    bits = canvas.meta.bits
-    step = canvas.colour.from_srgb(new, bits).astype(np.int32) - canvas.colour.from_srgb(old, bits)
-    raster[area.slices] = np.clip(raster[area.slices] + step, 0, 2**bits - 1)
+def _combined(
+    sampled: Sequence[_Sampled], covered: NDArray[np.bool_], index: NDArray[np.intp], old: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The layers' changes (n, 3) of the covered pixels, averaged by their masks' squares, and the masks' union."""
+    if len(sampled) == 1:
+        (change, base, mask), _ = sampled[0]
+        return _step(_taken(change, index), _taken(base, index), old), _taken(mask, index)
+    total, weight = np.zeros_like(old), np.zeros(len(old), np.float32)
+    uncovered = np.ones(len(old), np.float32)
+    number = np.zeros(covered.shape, np.intp)
+    number.reshape(-1)[index] = np.arange(len(index))
+    for (change, base, mask), at in sampled:
+        here = np.flatnonzero(covered[at] & (mask > 0))
+        which, own = _taken(number[at], here), _taken(mask, here)
+        step = _step(_taken(change, here), _taken(base, here), np.take(old, which, axis=0))
+        total[which] += (own * own)[:, None] * step
+        weight[which] += own * own
+        uncovered[which] *= 1 - own
+    return np.asarray(total / np.maximum(weight, np.float32(1e-12))[:, None], np.float32), 1 - uncovered
+
+
+def _taken(picture: NDArray[Any], index: NDArray[np.intp]) -> NDArray[Any]:
+    """The picture's pixels with these flat numbers, in a row; several times as fast as picking by a bool array."""
+    return np.take(picture.reshape(-1, *picture.shape[2:]) if picture.ndim == 3 else picture.ravel(), index, axis=0)
+
+
+def _step(change: NDArray[np.float32], base: NDArray[np.float32], old: NDArray[np.float32]) -> NDArray[np.float32]:
+    """P - O - (1 - k) · (C - O) for pixels in a row, (n, 3)."""
+    lost = old - base[:, :3]
+    lost *= np.clip(base[:, 3:], 0, 1) - 1
+    lost += change[:, :3]
+    return lost
+
+
+def _inside(part: Box, area: Box) -> tuple[slice, slice]:
+    """The rows and columns of `part` in an array that holds `area`."""
+    return Box(part.x0 - area.x0, part.y0 - area.y0, part.x1 - area.x0, part.y1 - area.y0).slices
 
 
 def _at_scale(within: Mask, area: Box, scale: float) -> Mask:
@@ -228,6 +265,11 @@ def _common(first: Box, second: Box) -> Box | None:
     return box if box.x0 < box.x1 and box.y0 < box.y1 else None
 
 
+def _array(result: Any) -> NDArray[np.float32]:
+    """OpenCV's result, typed."""
+    return np.asarray(result, np.float32)
+
+
 def _blurred(plane: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
     """The plane after a Gaussian."""
     return np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma_px), np.float32)
@@ -267,7 +309,7 @@ def seam_score(before: Photo, after: Photo, patch: Patch, scale: float = 1.0) ->
     return _weighted_percentile(across, slope, 0.9) / (texture + 1 / 255)
 
 
-def _luma(pixels: Pixels) -> NDArray[np.float32]:
+def _luma(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(cv2.transform(pixels, _LUMA), np.float32)
 
 

@@ -66,8 +66,8 @@ def landmark_mask(points: Points, size: int, feather: float = FEATHER) -> Mask:
     if width < 1:
         raise DegenerateLandmarks("landmarks: expected points that span a face, got an outline without area; skip it")
     band = feather * width
-    distance = _distance_to_hull(hull, _GRID, band / 4)
-    soft = _smoothstep(0.5 - distance / band)
+    soft = _smoothstep(0.5 - _distance_to_hull(hull, _GRID) / np.float32(band))
+    soft = _array(cv2.GaussianBlur(soft, (0, 0), band / 6))
     return _resized(soft * _edge_window(_GRID), size)
 
 
@@ -173,23 +173,20 @@ def _project_outline(points: Points) -> Points:
     return np.asarray(np.column_stack([_OUTLINE_MM, np.ones(len(_OUTLINE_MM))]) @ camera + centre, np.float64)
 
 
-def _distance_to_hull(hull: Points, size: int, rounding: float) -> NDArray[np.float32]:
-    """Signed distance to a convex polygon on a (size, size) grid, below 0 inside, corners rounded."""
-    area = _signed_area(hull)
-    if area < 0:
+def _distance_to_hull(hull: Points, size: int) -> NDArray[np.float32]:
+    """Signed distance to a convex polygon on a (size, size) grid, below 0 inside: the farthest of its sides' lines."""
+    if _signed_area(hull) < 0:
         hull = hull[::-1]
     along = np.roll(hull, -1, 0) - hull
     length = np.linalg.norm(along, axis=1)
     hull, along, length = hull[length > 1e-6], along[length > 1e-6], length[length > 1e-6]
-    normal = np.column_stack([along[:, 1], -along[:, 0]]) / length[:, None]
-    offset = (normal * hull).sum(1)
+    normal = (np.column_stack([along[:, 1], -along[:, 0]]) / length[:, None]).astype(np.float32)
+    offset = (normal * hull).sum(1).astype(np.float32)
     at = np.arange(size, dtype=np.float32)
-    planes = (normal[:, 0, None, None] * at[None, None, :] + normal[:, 1, None, None] * at[None, :, None]).astype(
-        np.float32
-    ) - offset[:, None, None].astype(np.float32)
-    highest = planes.max(0)
-    rounded = np.log(np.exp((planes - highest) / np.float32(rounding)).sum(0)) * np.float32(rounding)
-    return np.asarray(highest + rounded - np.float32(rounding * math.log(2)), np.float32)
+    farthest = np.full((size, size), -np.inf, np.float32)
+    for (across, down), shift in zip(normal, offset, strict=True):
+        np.maximum(farthest, (across * at - shift)[None, :] + (down * at)[:, None], out=farthest)
+    return farthest
 
 
 def _signed_area(polygon: Points) -> float:
