@@ -150,7 +150,7 @@ def test_curve_and_matrix_agree_with_the_general_way() -> None:
     icc = profile("adobe", 2.2)
     fast, slow = colour.space(icc, bits=8, gray=False)[0], colour._Tables(icc)
     raster = codes(8)
-    np.testing.assert_allclose(fast.to_srgb(raster), slow.to_srgb(raster), atol=2e-5)
+    np.testing.assert_allclose(fast.to_srgb(raster), slow.to_srgb(raster), atol=5e-5)
     np.testing.assert_array_equal(slow.from_srgb(slow.to_srgb(raster), 8), raster)
 
 
@@ -248,6 +248,20 @@ def test_png_gamma_becomes_a_profile(tmp_path: Path) -> None:
             np.testing.assert_allclose(photo.pixels(), linear, atol=2e-3)
             imagefile.write(photo, tmp_path / "h.png")
             np.testing.assert_allclose(imagefile.read(tmp_path / "h.png").pixels(), photo.pixels(), atol=1e-6)
+
+
+@pytest.mark.parametrize("primaries", PRIMARIES)
+def test_look_ups_for_8_bits_agree_with_the_exact_way(primaries: str) -> None:
+    fast = colour.space(profile(primaries, 1.9), bits=8, gray=False)[0]
+    assert isinstance(fast, colour._Curves8)
+    exact = colour._Curves(fast._curves, fast._matrix)
+    raster = codes(8)
+    np.testing.assert_allclose(fast.to_srgb(raster), exact.to_srgb(raster), atol=4e-5)
+    pixels = np.random.default_rng(3).uniform(-0.6, 1.4, (60, 70, 3)).astype(np.float32)
+    off = np.abs(fast.from_srgb(pixels, 8).astype(int) - exact.from_srgb(pixels, 8))
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.01
+    np.testing.assert_array_equal(fast.from_srgb(pixels, 16), exact.from_srgb(pixels, 16))
 
 
 def test_gray_of_takes_luma_where_channels_differ() -> None:

@@ -106,6 +106,66 @@ class _Curves(_Space):
         return np.stack([np.interp(linear[:, c], self._curves[c], nodes) for c in range(3)], axis=1)
 
 
+class _Curves8(_Curves):
+    """The same for 8-bit files, some times as fast: powers and searches become look-ups in float32.
+
+    Linear light is indexed by its root, in which both sRGB and the usual gammas are nearly straight.
+    """
+
+    _TOP = 1.5  # root of linear light; the corners of the widest profiles in use are at 1.44
+    _NODES = 1 << 16
+    _LOW, _HIGH, _PER_UNIT = -1.25, 1.75, 1 << 13  # sRGB-encoded values
+
+    def __init__(self, curves: _Floats, srgb_from_linear: _Floats) -> None:
+        super().__init__(curves, srgb_from_linear)
+        self._small = curves[:, :: (curves.shape[1] - 1) // 255].astype(np.float32)
+        linear = np.square(np.linspace(0, self._TOP, self._NODES))
+        codes = [np.interp(linear, curve, np.linspace(0, 255, curves.shape[1])) for curve in curves]
+        self._codes = np.rint(np.stack(codes)).astype(np.uint8)
+        self._encoded = encode_srgb(linear).astype(np.float32)
+        grid = np.arange(round((self._HIGH - self._LOW) * self._PER_UNIT) + 1) / self._PER_UNIT + self._LOW
+        self._decoded = decode_srgb(grid).astype(np.float32)
+
+    def to_srgb(self, raster: Raster) -> Pixels:
+        """As `_Space.to_srgb`."""
+        if raster.dtype != np.uint8:
+            return super().to_srgb(raster)
+        pixels = np.empty(raster.shape, np.float32)
+        turn = self._matrix.T.astype(np.float32)
+        for rows in _bands(raster.shape):
+            band = raster[rows]
+            linear = np.stack([self._small[c][band[..., c]] for c in range(3)], axis=-1) @ turn
+            pixels[rows] = np.copysign(_between(self._encoded, self._place(np.abs(linear))), linear)
+        return pixels
+
+    def from_srgb(self, pixels: Pixels, bits: int) -> Raster:
+        """As `_Space.from_srgb`."""
+        if bits != 8:
+            return super().from_srgb(pixels, bits)
+        raster = np.empty(pixels.shape, np.uint8)
+        turn = self._inverse.T.astype(np.float32)
+        for rows in _bands(pixels.shape):
+            at = (np.clip(pixels[rows], self._LOW, self._HIGH) - np.float32(self._LOW)) * np.float32(self._PER_UNIT)
+            linear = _between(self._decoded, at) @ turn
+            places = np.rint(self._place(np.maximum(linear, 0, out=linear))).astype(np.int32)
+            for channel in range(3):
+                raster[rows, :, channel] = self._codes[channel][places[..., channel]]
+        return raster
+
+    def _place(self, linear: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Where linear light, not negative, stands in the tables."""
+        scale = np.float32((self._NODES - 1) / self._TOP)
+        return np.minimum(np.sqrt(linear) * scale, np.float32(self._NODES - 1))
+
+
+def _between(table: NDArray[np.float32], at: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The table's values at places between its nodes, linearly."""
+    left = np.minimum(at.astype(np.int32), len(table) - 2)
+    low = table[left]
+    values: NDArray[np.float32] = low + (table[left + 1] - low) * (at - left.astype(np.float32))
+    return values
+
+
 class _Tables(_Space):
     """Any other RGB profile (look-up tables), evaluated by Little CMS and inverted by Newton's method."""
 
@@ -156,7 +216,7 @@ class _Tables(_Space):
             moved[:, channel] += step
             slopes[:, :, channel] = (self._evaluate(moved) - reached) / step[:, None]
         slopes += 1e-6 * np.eye(3)  # a flat spot of the profile must not stop the others
-        moves: _Floats = np.linalg.solve(slopes, missing[:, :, None])[:, :, 0]
+        moves = np.linalg.solve(slopes, missing[:, :, None])[:, :, 0].astype(np.float64)
         return np.clip(moves, -0.25, 0.25)
 
 
@@ -188,10 +248,10 @@ class _Gray:
         """The luma (Rec. 709 weights on encoded values) of the (h, w, 3) pixels in three equal channels."""
         luma = np.repeat((pixels @ _LUMA.astype(np.float32))[..., None], 3, axis=2)
         codes = self._inner.from_srgb(luma, bits)
-        gray: Raster = np.repeat(
-            codes[..., 1:2], 3, axis=2
-        )  # an RGB profile's greys need not be neutral to the last bit
-        return gray
+        # an RGB profile's greys need not be neutral to the last bit
+        codes[..., 0] = codes[..., 1]
+        codes[..., 2] = codes[..., 1]
+        return codes
 
 
 def gray_of(raster: Raster) -> Raster:
@@ -254,7 +314,7 @@ def _rgb_space(icc: bytes, nodes: int) -> ColourSpace:
     if np.abs(black).max() > 1e-5 or np.abs(sizes).min() < 1e-3:
         return _Tables(icc)
     curves = np.stack([_increasing(xyz[c].sum(axis=1) / sizes[c]) for c in range(3)])
-    model = _Curves(curves, np.linalg.inv(_srgb_matrix()) @ matrix)
+    model = (_Curves8 if nodes == _NODES[8] else _Curves)(curves, np.linalg.inv(_srgb_matrix()) @ matrix)
     codes = np.rint(grid * 65535).astype(np.uint16)
     return model if np.abs(model.to_srgb(codes[None])[0] - encoded).max() < _SAME_MODEL else _Tables(icc)
 

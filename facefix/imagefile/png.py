@@ -17,7 +17,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD = 33  # the signature and the IHDR chunk
 _TEXT_LIMIT = 1 << 26  # a compressed chunk may not grow beyond 64 MiB
 _XMP = "XML:com.adobe.xmp"
-_LEVEL = 3  # on photos a tenth larger than level 6, and three times as fast
+_LEVEL = 2  # with one filter: on photos a tenth larger than level 6 with all, and six times as fast
 
 
 def decode_png(data: bytes, check: SizeCheck) -> Found:
@@ -181,7 +181,7 @@ def encode_png(
         dpi: pixels per inch across and down.
         text: keys and values.
     """
-    picture = imagecodecs.png_encode(samples, _LEVEL)
+    picture = imagecodecs.png_encode(samples, _LEVEL, filter=imagecodecs.PNG.FILTER.PAETH)
     chunks: list[bytes] = []
     if icc:
         chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
