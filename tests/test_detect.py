@@ -1,0 +1,372 @@
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from facefix import detect
+from facefix.errors import UsageError, WeightsInvalid, WeightsMissing
+from facefix.types import Face, Meta, Photo
+
+EYES_OF_PORTRAIT = np.array([[203.0, 107.0], [243.0, 109.0]])
+"""Where the eyes of the `portrait` are by eye, within a few pixels; its face is about 75 px wide."""
+
+SHARED_FILES = {
+    "retinaface_mobile0.25": "detection_mobilenet0.25_Final.pth",
+    "yunet": "face_detection_yunet_2026may.onnx",
+}
+
+FACES_BY_EYE = {
+    "no_face_cat.png": 0,
+    "old_portrait_scratched_sepia.jpg": 1,
+    "portrait_small_225.jpg": 1,
+    "profile_face.jpeg": 1,
+    "queen_band_bw.jpeg": 4,
+    "solvay_conference_1927.png": 29,
+    "three_men_bw_small.jpg": 3,
+    "whole_family_faded.png": 3,
+}
+MORE_FACES_BY_EYE = {
+    "crop_face_0143_512.png": 1,
+    "crop_face_0763_512.png": 1,
+    "gray_face_762000_1024.png": 1,
+    "gray_face_einstein_512_icc.png": 1,
+    "group_four_actors_rgba_icc.png": 4,
+    "group_four_men_491.jpg": 4,
+    "no_face_shore.jpg": 0,
+    "portrait_bw_icc.jpg": 1,
+    "crop_face_0500_512.png": 1,
+    "crop_face_adele_512.png": 1,
+    "crop_face_justin_512.png": 1,
+    "face_medical_mask.jpg": 1,
+    "face_sharp_1024_ffhq_00004.png": 1,
+    "face_sharp_1024_ffhq_00005.png": 1,
+    "gray_face_hepburn_512.png": 1,
+    "group_four_women.jpg": 4,
+    "portrait_colour_icc.jpg": 1,
+    "selfie_exif_orientation_6.jpg": 1,
+    "selfie_modern_2316.jpg": 1,
+    "whole_two_children.jpg": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def centerface() -> detect.Detector:
+    return detect.load("centerface")
+
+
+@pytest.fixture(scope="module", params=["centerface", *SHARED_FILES])
+def detector(request: pytest.FixtureRequest) -> detect.Detector:
+    name: str = request.param
+    path = Path(__file__).parents[1].parent / "shared" / "weights" / SHARED_FILES.get(name, "")
+    if name in SHARED_FILES and not path.is_file():
+        pytest.skip("needs the shared test data")
+    return detect.load(name, path if name in SHARED_FILES else None)
+
+
+def photo_of(array: np.ndarray) -> Photo:
+    return Photo(np.ascontiguousarray(array), Meta(bits=16 if array.dtype == np.uint16 else 8))
+
+
+def read(path: Path) -> Photo:
+    with Image.open(path) as picture:
+        return photo_of(np.asarray(ImageOps.exif_transpose(picture).convert("RGB")))
+
+
+def eyes_off(face: Face, where: np.ndarray) -> float:
+    """The larger distance of an eye from where it should be, in distances between the eyes."""
+    return float(np.linalg.norm(face.points[:2] - where, axis=1).max() / np.linalg.norm(where[1] - where[0]))
+
+
+# --- a free picture ----------------------------------------------------------------------------------------------
+
+
+def test_the_one_face_is_found_with_its_points_in_order(detector: detect.Detector, portrait: np.ndarray) -> None:
+    (face,) = detect.detect(photo_of(portrait), detector)
+    assert eyes_off(face, EYES_OF_PORTRAIT) < 0.25
+    left_eye, right_eye, nose, left_mouth, right_mouth = face.points
+    assert left_eye[0] < nose[0] < right_eye[0]
+    assert left_mouth[0] < right_mouth[0]
+    assert max(left_eye[1], right_eye[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
+    x0, y0, x1, y1 = face.box_xyxy
+    assert np.all((face.points > [x0, y0]) & (face.points < [x1, y1]))
+    assert detector.threshold <= face.score <= 1
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_photo_that_lies_gives_points_in_the_order_of_the_upright_face(
+    detector: detect.Detector, portrait: np.ndarray, turns: int
+) -> None:
+    tall = portrait[:400, 100:380]
+    (upright,) = detect.detect(photo_of(tall), detector)
+    (face,) = detect.detect(photo_of(np.rot90(tall, turns)), detector)
+    points, size = face.points, tall.shape[:2]
+    for _ in range(turns):
+        size = size[::-1]
+    for _ in range(turns):
+        points = np.stack([size[0] - 1 - points[:, 1], points[:, 0]], axis=1)
+        size = size[::-1]
+    eye_px = np.linalg.norm(upright.points[0] - upright.points[1])
+    assert np.linalg.norm(points - upright.points, axis=1).max() < 0.12 * eye_px
+
+
+def test_rotations_never_and_always(centerface: detect.Detector, portrait: np.ndarray) -> None:
+    lying = photo_of(np.rot90(portrait[:400, 100:380], 1))
+    (face,) = detect.detect(lying, centerface, rotations="always")
+    up = face.points[:2].mean(axis=0) - face.points[3:].mean(axis=0)
+    assert up[0] < -2 * abs(up[1])
+    for found in detect.detect(lying, centerface, rotations="never"):
+        assert found.points[:2, 1].mean() < found.points[3:, 1].mean()
+    with pytest.raises(UsageError, match="rotations"):
+        detect.detect(lying, centerface, rotations="sideways")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factor", [0.4, 0.75, 1.5])
+def test_points_scale_about_pixel_centres(centerface: detect.Detector, portrait: np.ndarray, factor: float) -> None:
+    shown = cv2.resize(
+        portrait, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    )
+    (small,) = detect.detect(photo_of(portrait), centerface)
+    (face,) = detect.detect(photo_of(shown), centerface)
+    scaled = (small.points + 0.5) * factor - 0.5
+    assert np.linalg.norm(face.points - scaled, axis=1).max() < 0.1 * factor * 40
+
+
+def test_a_mirrored_photo_gives_mirrored_points(detector: detect.Detector, portrait: np.ndarray) -> None:
+    (face,) = detect.detect(photo_of(portrait), detector)
+    (mirrored,) = detect.detect(photo_of(portrait[:, ::-1]), detector)
+    back = np.stack([511 - mirrored.points[:, 0], mirrored.points[:, 1]], axis=1)[[1, 0, 2, 4, 3]]
+    assert np.linalg.norm(back - face.points, axis=1).max() < 0.12 * 40
+
+
+def test_depth_and_grey_do_not_matter(centerface: detect.Detector, portrait: np.ndarray) -> None:
+    (face,) = detect.detect(photo_of(portrait), centerface)
+    (deep,) = detect.detect(photo_of(portrait.astype(np.uint16) * 257), centerface)
+    np.testing.assert_allclose(deep.points, face.points, atol=0.5)
+    grey = np.repeat(portrait[:, :, :1], 3, axis=2)
+    (grey_face,) = detect.detect(photo_of(grey), centerface)
+    assert eyes_off(grey_face, EYES_OF_PORTRAIT) < 0.25
+
+
+def test_faces_are_sorted_from_left_to_right_and_small_ones_left_out(
+    centerface: detect.Detector, portrait: np.ndarray
+) -> None:
+    face = portrait[20:220, 120:320]
+    page = np.full((260, 640, 3), 200, np.uint8)
+    page[30:230, 20:220] = face
+    page[20:120, 300:400] = cv2.resize(face, (100, 100), interpolation=cv2.INTER_AREA)
+    page[40:240, 420:620] = face
+    found = detect.detect(photo_of(page), centerface)
+    assert len(found) == 3
+    assert [f.box_xyxy[0] for f in found] == sorted(f.box_xyxy[0] for f in found)
+    assert len(detect.detect(photo_of(page), centerface, min_face_px=60)) == 2
+    assert detect.detect(photo_of(page), centerface, threshold=0.999) == ()
+
+
+def test_the_same_call_gives_the_same_faces(centerface: detect.Detector, portrait: np.ndarray) -> None:
+    first, second = (detect.detect(photo_of(portrait), centerface) for _ in range(2))
+    assert np.array_equal(first[0].points, second[0].points)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (4, 5000), (5000, 4), (31, 33), (300, 200)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pictures_without_a_face_give_nothing(centerface: detect.Detector, shape: tuple[int, int], dtype: type) -> None:
+    assert detect.detect(photo_of(np.full((*shape, 3), 117, dtype)), centerface) == ()
+
+
+def test_noise_is_no_face(detector: detect.Detector) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    assert detect.detect(photo_of(noise), detector) == ()
+
+
+# --- the parts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_face_on_the_edge_of_tiles_is_found_once_and_whole(centerface: detect.Detector, portrait: np.ndarray) -> None:
+    face = cv2.resize(portrait[20:220, 120:320], (80, 80), interpolation=cv2.INTER_AREA)
+    page = np.full((400, 2400, 3), 128, np.uint8)
+    middle = 1200
+    for at in (middle - 40, middle + 80, middle - 160):
+        page[100:180, at : at + 80] = face
+    assert len(detect.detect(photo_of(page), centerface)) == 3
+
+
+def test_turning_back_is_the_inverse_of_rot90() -> None:
+    height, width, random = 7, 11, np.random.default_rng(3)
+    picture = np.zeros((height, width))
+    for turns in range(4):
+        x, y = int(random.integers(width)), int(random.integers(height))
+        picture[:] = 0
+        picture[y, x] = 1
+        turned = np.rot90(picture, turns)
+        row, column = (int(i[0]) for i in np.nonzero(turned))
+        point = np.full((1, 5, 2), [column, row], float)
+        box = np.array([[column - 1.0, row - 2, column + 1, row + 2]])
+        back = detect._turned_back(detect.Found(box, point, np.ones(1)), turns, *turned.shape)
+        np.testing.assert_allclose(back.points[0], np.full((5, 2), [x, y]))
+        wide, tall = (1, 2) if turns % 2 == 0 else (2, 1)
+        np.testing.assert_allclose(back.boxes[0], [x - wide, y - tall, x + wide, y + tall])
+
+
+def test_distinct_keeps_the_best_of_what_overlaps() -> None:
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [22, 2, 27, 7], [40.0, 0, 50, 10]])
+    found = detect.Found(boxes, np.zeros((5, 5, 2)), np.array([0.8, 0.9, 0.7, 0.6, 0.5]))
+    assert detect._distinct(found, found.scores).tolist() == [1, 2, 4]
+    assert detect._distinct(detect.NOTHING, np.zeros(0)).tolist() == []
+
+
+def test_anchors_stand_in_the_middle_of_their_cells() -> None:
+    slow = []
+    for step, sides in ((8, (16, 32)), (16, (64, 128)), (32, (256, 512))):
+        for row in range(64 // step):
+            for column in range(96 // step):
+                slow += [((column + 0.5) * step, (row + 0.5) * step, side) for side in sides]
+    np.testing.assert_array_equal(detect._anchors(64, 96), slow)
+
+
+def test_pictures_of_other_sizes_in_between_change_nothing(centerface: detect.Detector, portrait: np.ndarray) -> None:
+    """OpenCV 4 computes wrong numbers with a network that has seen another size before."""
+    first = centerface.at(portrait)
+    for side in (64, 96, 128, 160, 192, 224):
+        centerface.at(portrait[:side, :side])
+    again = centerface.at(portrait)
+    np.testing.assert_allclose(again.boxes, first.boxes, atol=1e-3)
+
+
+# --- weight files ----------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_and_missing_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="centerface"):
+        detect.load("haar")
+    for name in ("yunet", "retinaface_resnet50"):
+        with pytest.raises(WeightsMissing, match="weights fetch"):
+            detect.load(name, tmp_path / "none")
+        with pytest.raises(WeightsMissing):
+            detect.load(name)
+    with pytest.raises(WeightsMissing):
+        detect.load("centerface", tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("name", detect.NAMES)
+def test_files_that_hold_something_else_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    for content in (b"", b"<!DOCTYPE html><html></html>", b"version https://git-lfs.github.com/spec/v1\n", bytes(5000)):
+        path.write_bytes(content)
+        with pytest.raises(WeightsInvalid) as caught:
+            detect.load(name, path)
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+def test_another_onnx_file_is_refused(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WeightsInvalid, match="CenterFace"):
+        detect.load("centerface", shared / "weights" / SHARED_FILES["yunet"])
+    with pytest.raises(WeightsInvalid, match="YuNet"):
+        detect.load("yunet", detect._centerface_file())
+    detect.load("yunet", shared / "weights" / SHARED_FILES["yunet"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_in_a_hostile_pickle_runs(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = tmp_path / "detection_Resnet50_Final.pth"
+    path.write_bytes(pickle.dumps({"body": Hostile()}, protocol=2))
+    with pytest.raises(WeightsInvalid):
+        detect.load("retinaface_resnet50", path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_weights_of_another_detector_are_refused(shared: Path) -> None:
+    with pytest.raises(WeightsInvalid, match="retinaface_resnet50"):
+        detect.load("retinaface_resnet50", shared / "weights" / SHARED_FILES["retinaface_mobile0.25"])
+
+
+def test_resnet50_loads_its_own_layout(tmp_path: Path, portrait: np.ndarray) -> None:
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from facexlib.detection.retinaface import RetinaFace
+
+        made = RetinaFace("resnet50", device=torch.device("cpu"))
+    path = tmp_path / "detection_Resnet50_Final.pth"
+    torch.save({f"module.{name}": tensor for name, tensor in made.state_dict().items()}, path)
+    loaded = detect.load("retinaface_resnet50", path)
+    found = loaded.at(portrait[:96, :64], 0.0)
+    assert np.all(np.isfinite(found.points))
+
+
+def test_retinaface_is_decoded_as_facexlib_does(shared: Path, portrait: np.ndarray) -> None:
+    torch = pytest.importorskip("torch")
+    from facexlib.detection.retinaface import RetinaFace
+
+    path = shared / "weights" / SHARED_FILES["retinaface_mobile0.25"]
+    theirs = RetinaFace("mobile0.25", device=torch.device("cpu"))
+    theirs.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    with torch.no_grad():
+        row = theirs.eval().detect_faces(np.ascontiguousarray(portrait[:, :, ::-1]), 0.8)[0]
+    found = detect.load("retinaface_mobile0.25", path).at(portrait)
+    np.testing.assert_allclose(found.boxes[0] + 0.5, row[:4], atol=1e-2)
+    np.testing.assert_allclose(found.points[0].ravel() + 0.5, row[5:], atol=1e-2)
+    assert found.scores[0] == pytest.approx(row[4], abs=1e-5)
+
+
+# --- large scans -----------------------------------------------------------------------------------------------------
+
+
+LARGE_SCAN = """
+    import resource, sys
+    import numpy as np
+    from facefix import detect
+    from facefix.types import Meta, Photo
+    from skimage.data import astronaut
+
+    detector = detect.load("centerface")
+    detect.detect(Photo(astronaut()), detector)
+    dtype = np.dtype(sys.argv[1])
+    raster = np.full((10000, 10000, 3), 90, dtype)
+    face = astronaut()
+    for y, x in ((300, 500), (8900, 9200), (5000, 4700)):
+        raster[y : y + 512, x : x + 512] = face if dtype == np.uint8 else face.astype(np.uint16) * 257
+    large = face.repeat(6, axis=0).repeat(6, axis=1).astype(dtype)
+    raster[2000:5072, 6000:9072] = large if dtype == np.uint8 else large * 257
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    faces = detect.detect(Photo(raster, Meta(bits=8 * dtype.itemsize)), detector)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(len(faces), (after - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_100_megapixels_in_bounded_memory(dtype: str) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(LARGE_SCAN), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    faces, extra_mb = map(int, done.stdout.split())
+    assert faces == 4
+    assert extra_mb < 700
+
+
+# --- real photos -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FACES_BY_EYE)
+def test_as_many_faces_as_by_eye(detector: detect.Detector, shared: Path, name: str) -> None:
+    assert len(detect.detect(read(shared / "photos" / name), detector)) == FACES_BY_EYE[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE_FACES_BY_EYE)
+def test_as_many_faces_as_by_eye_in_the_other_photos(detector: detect.Detector, shared: Path, name: str) -> None:
+    assert len(detect.detect(read(shared / "photos" / name), detector)) == MORE_FACES_BY_EYE[name]
