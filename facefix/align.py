@@ -1,8 +1,8 @@
 """Where a face's crop lies in the photo: templates, similarity fit, anti-aliased warps and their exact inverse.
 
 Every picture is warped the same way, whichever direction it goes:
-    big to small  area-reduce by a power of two until about two to four source pixels make one, low-pass with a Lanczos
-                  kernel of the right width, then sample; nothing aliases.
+    big to small  halve by binomial filters until two to four source pixels make one, low-pass with a Lanczos kernel of
+                  the right width that also makes good what the halving dimmed, then sample.
     small to big  double with a Lanczos kernel first (separable, so cheap), then sample; sampling a doubled picture
                   by a cubic loses hardly anything up to the source's own limit.
 A crop reads only the box of the photo that it needs, strip by strip, and reflects the photo at its frame.
@@ -172,9 +172,10 @@ def crop(photo: Photo, face: Face, target: Template) -> Crop:
 def extract(photo: Photo, crop_from_photo: Matrix, size: int) -> Pixels:
     """The (size, size, 3) float32 crop, 0..1, that `crop_from_photo` cuts; see `crop`."""
     pixels = np.empty((size, size, 3), np.float32)
-    for y in range(0, size, _TILE_PX):
-        for x in range(0, size, _TILE_PX):
-            part = pixels[y : y + _TILE_PX, x : x + _TILE_PX]
+    step = _TILE_PX if magnification(crop_from_photo) > 0.25 else _TILE_PX // 2
+    for y in range(0, size, step):
+        for x in range(0, size, step):
+            part = pixels[y : y + step, x : x + step]
             part_from_photo = crop_from_photo - np.array([[0, 0, x], [0, 0, y]], np.float64)
             _extract_part(photo, part_from_photo, part)
     return np.clip(pixels, 0, 1, out=pixels)
@@ -184,9 +185,9 @@ def _extract_part(photo: Photo, part_from_photo: Matrix, out: Pixels) -> None:
     """Fills `out` with what the transform cuts from the photo."""
     size = (out.shape[1], out.shape[0])
     density = 1 / magnification(part_from_photo)
-    reduction = whole_reduction(density)
+    reduction = 1 << max(0, halvings(density) - 1)
     x0, y0, x1, y1 = bounds(invert(part_from_photo), (-0.5, -0.5, size[0] - 0.5, size[1] - 0.5))
-    margin = (_REACH + 1) * max(density, 1.0) + 3 * reduction
+    margin = (_REACH + 2) * max(density, 1.0) + 3 * reduction + 4
     box = Box(math.floor(x0 - margin), math.floor(y0 - margin), math.ceil(x1 + margin), math.ceil(y1 + margin))
     region = _reflected_region(photo, box, reduction)
     region_from_photo = scaling(1 / reduction, (box.x0, box.y0))
@@ -232,9 +233,9 @@ def bounds(dst_from_src: Matrix, box: tuple[float, float, float, float]) -> tupl
     return left, top, right, bottom
 
 
-def whole_reduction(density: float) -> int:
-    """By which power of two a picture is area-reduced first, when `density` source pixels make one: 1 below 4."""
-    return 1 << max(0, math.floor(math.log2(density)) - 1)
+def halvings(density: float) -> int:
+    """How often a picture is halved first, when `density` source pixels make one: not below 4."""
+    return max(0, math.floor(math.log2(density)) - 1)
 
 
 def prepared(pixels: NDArray[np.float32], density: float) -> tuple[NDArray[np.float32], Matrix]:
@@ -247,13 +248,13 @@ def prepared(pixels: NDArray[np.float32], density: float) -> tuple[NDArray[np.fl
     if density <= 1:
         doubled = (pixels.shape[1] * 2, pixels.shape[0] * 2)
         return _array(cv2.resize(pixels, doubled, interpolation=cv2.INTER_LANCZOS4)), scaling(2.0)
-    reduction = whole_reduction(density)
-    short = [-side % reduction for side in pixels.shape[:2]]
-    if any(short):  # crops of a power of two need no such copy
-        pixels = _array(cv2.copyMakeBorder(pixels, 0, short[0], 0, short[1], cv2.BORDER_REPLICATE))
-    pixels = _area_reduced(pixels, reduction)
-    taps = _lanczos_taps(density / reduction)
-    return _array(cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)), scaling(1 / reduction)
+    times = halvings(density)
+    for _ in range(times):
+        pixels = _array(cv2.pyrDown(pixels, borderType=cv2.BORDER_REPLICATE))
+    taps = _low_pass(density / 2**times, times)
+    # pyrDown keeps pixel 2i as pixel i, so here a half is x/2 and not a scaling about centres
+    prepared_from_source = np.array([[0.5**times, 0, 0], [0, 0.5**times, 0]], np.float64)
+    return _array(cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)), prepared_from_source
 
 
 def sampled(
@@ -291,11 +292,20 @@ def _area_reduced(pixels: NDArray[np.float32], reduction: int) -> NDArray[np.flo
     return _array(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
 
 
-def _lanczos_taps(width: float) -> NDArray[np.float32]:
-    """The Lanczos-3 low-pass for one sample in `width` pixels, at whole pixels, of sum 1; at width 1 the identity."""
+def _low_pass(width: float, times: int) -> NDArray[np.float32]:
+    """Taps, of sum 1, of the Lanczos-3 low-pass for one sample in `width` pixels of a picture that was halved `times`.
+
+    Where the low-pass lets detail through, its response is divided by that of the halvings' binomial filters, cos⁴.
+    """
     reach = math.ceil(_REACH * width)
     at = np.arange(-reach, reach + 1) / width
     taps = np.sinc(at) * np.sinc(at / _REACH) * (np.abs(at) < _REACH)
+    if times:
+        length = 16 * (reach + 4)
+        frequency = np.minimum(np.fft.rfftfreq(length), 0.35)
+        dimmed = np.prod([np.cos(np.pi * frequency / 2**level) ** 4 for level in range(1, times + 1)], axis=0)
+        placed = np.roll(np.pad(taps, (0, length - len(taps))), -reach)
+        taps = np.roll(np.fft.irfft(np.fft.rfft(placed) / dimmed, length), reach + 3)[: 2 * (reach + 3) + 1]
     return np.asarray(taps / taps.sum(), np.float32)
 
 

@@ -115,7 +115,7 @@ class _Layer:
         original, layer_from_patch = align.prepared(patch.original, density)
         step = align.prepared(patch.pixels, density)[0] - original
         mask = align.prepared(patch.mask, density)[0] * np.float32(strength)
-        finest_px = density / align.whole_reduction(density) if density > 1 else 2.0
+        finest_px = density / 2 ** align.halvings(density) if density > 1 else 2.0
         change = _array(cv2.merge([step, mask]))
         base = _array(cv2.merge([original, _kept_share(original, step, finest_px)]))
         return cls(box, change, base, align.compose(canvas_from_patch, align.invert(layer_from_patch)))

@@ -60,7 +60,8 @@ def landmark_mask(points: Points, size: int, feather: float = FEATHER) -> Mask:
     Source: proportions from anthropometric tables (L. G. Farkas, Anthropometry of the Head and Face, 1994, means of
         adults, rounded); looked at on photos of the test set.
     """
-    outline = _project_outline((points + 0.5) * (_GRID / size) - 0.5)
+    on_grid = (points + 0.5) * (_GRID / size) - 0.5
+    outline = np.concatenate([_project_outline(on_grid), on_grid])
     hull = cv2.convexHull(outline.astype(np.float32))[:, 0].astype(np.float64)
     width = math.sqrt(max(_polygon_area(hull), 0.0) / 0.72 * _FACE_WIDTH_MM / 180.0)
     if width < 1:
@@ -160,14 +161,14 @@ def check_user_mask(user_mask: Mask, width: int, height: int) -> None:
 def _project_outline(points: Points) -> Points:
     """The face's outline where the five points place it, (n, 2).
 
-    The depth column rests on the nose alone, so it is drawn towards 0 and limited to what a half profile gives.
+    The depth column rests on the nose alone, so it is drawn towards 0 a little and limited to what a profile gives.
     """
     model = np.column_stack([_LANDMARKS_MM, np.ones(5)])
     centre = points.mean(0)
-    weak = np.diag([0.0, 0.0, 150.0, 0.0])
+    weak = np.diag([0.0, 0.0, 60.0, 0.0])
     camera = np.linalg.solve(model.T @ model + weak, model.T @ (points - centre))
     across, down = float(np.linalg.norm(camera[0])), float(np.linalg.norm(camera[1]))
-    limit, depth = 0.8 * max(across, down), float(np.linalg.norm(camera[2]))
+    limit, depth = 1.1 * max(across, down), float(np.linalg.norm(camera[2]))
     if depth > limit > 0:
         camera[2] *= limit / depth
     return np.asarray(np.column_stack([_OUTLINE_MM, np.ones(len(_OUTLINE_MM))]) @ camera + centre, np.float64)
@@ -224,7 +225,8 @@ def _smoothstep(at: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _resized(mask: NDArray[np.float32], size: int) -> Mask:
-    """The mask at another size, about pixel centres, still within 0..1."""
+    """The mask at another size, about pixel centres, within 0..1 whatever rounding did."""
+    mask = np.clip(mask, 0, 1)
     if mask.shape[0] == size:
         return mask
     flags = cv2.INTER_AREA if size < mask.shape[0] else cv2.INTER_LINEAR
