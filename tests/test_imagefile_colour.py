@@ -216,7 +216,7 @@ def test_cmyk_without_profile_is_no_negative(tmp_path: Path, adobe: bool, bits: 
         return
     whole = np.repeat(np.repeat(ink, 16, axis=0), 16, axis=1)
     path = tmp_path / ("p.jpg" if adobe else "p.tif")
-    Image.fromarray(whole, "CMYK").save(path, **({"quality": 100} if adobe else {}))
+    Image.frombytes("CMYK", whole.shape[1::-1], whole.tobytes()).save(path, **({"quality": 100} if adobe else {}))
     photo = imagefile.read(path)
     assert np.abs(photo.raster[8, 8::16].astype(int) - expected[0]).max() <= 3
     assert any("CMYK" in line for line in photo.meta.warnings)

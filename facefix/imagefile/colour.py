@@ -401,6 +401,8 @@ def _xyz(device: _Floats, icc: bytes, kind: str) -> _Floats:
 
 def _cms(values: _Floats, icc: bytes, kind: str, out_icc: bytes, out_kind: str) -> _Floats:
     """(N, channels) values through Little CMS in float64, relative colorimetric."""
+    if not len(values):
+        return np.zeros((0, 3))
     row = np.ascontiguousarray(values, np.float64)[None]
     out = imagecodecs.cms_transform(
         row[..., 0] if kind == "gray" else row,
