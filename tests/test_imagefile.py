@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import struct
 import zlib
 from dataclasses import replace
@@ -385,6 +386,30 @@ def test_formats_that_are_only_read(tmp_path: Path, suffix: str, mode: str) -> N
     assert imagefile.suffix_for(photo.meta) == ".png"
     assert imagefile.holds_format(f"x{suffix.upper()}", photo.meta)
     assert not imagefile.holds_format("x.png", photo.meta)
+
+
+def test_photoshop_files_bring_their_metadata(tmp_path: Path) -> None:
+    samples = smooth(12, 17, 3, 8)
+    exif = exif_with(6)[6:]
+    resources = b""
+    for number, content in ((0x040F, DISPLAY_P3), (0x0404, IPTC), (0x0422, exif), (0x0424, XMP)):
+        resources += b"8BIM" + struct.pack(">HHI", number, 0, len(content)) + content + b"\0" * (len(content) % 2)
+    data = b"8BPS" + struct.pack(">H6sHIIHH", 1, b"", 3, 12, 17, 8, 3) + struct.pack(">I", 0)
+    data += struct.pack(">I", len(resources)) + resources + struct.pack(">IH", 0, 0)
+    (tmp_path / "p.psd").write_bytes(data + np.moveaxis(samples, -1, 0).tobytes())
+    photo = imagefile.read(tmp_path / "p.psd")
+    np.testing.assert_array_equal(photo.raster, np.rot90(samples, -1))
+    assert (photo.meta.icc, photo.meta.iptc, photo.meta.xmp) == (DISPLAY_P3, IPTC, XMP)
+    assert photo.meta.exif is not None
+    assert descriptive(photo.meta.exif)[0x010F] == "Kodak"
+
+
+def test_photos_can_be_sent_to_other_processes(tmp_path: Path) -> None:
+    Image.fromarray(smooth(20, 30, 3, 8)).save(tmp_path / "p.png", icc_profile=DISPLAY_P3)
+    photo = imagefile.read(tmp_path / "p.png")
+    again = pickle.loads(pickle.dumps(photo))
+    np.testing.assert_array_equal(again.pixels(), photo.pixels())
+    assert again.meta == photo.meta
 
 
 def test_first_frame_of_animations(tmp_path: Path) -> None:

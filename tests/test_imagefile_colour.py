@@ -225,6 +225,53 @@ def test_cmyk_without_profile_is_no_negative(tmp_path: Path, adobe: bool, bits: 
         assert written.mode == "RGB"
 
 
+def cmyk_profile() -> bytes:
+    """A press profile (mft2, 9 nodes, Lab) whose paper is yellowish and whose inks are a bit dirty."""
+    grid = np.linspace(0, 1, 9)
+    ink = np.stack(np.meshgrid(grid, grid, grid, grid, indexing="ij"), axis=-1).reshape(1, -1, 4)
+    light = (1 - 0.95 * ink[..., :3]) * (1 - 0.9 * ink[..., 3:]) * np.array([1, 0.98, 0.9])
+    kinds = {"colorspace": "rgb", "outcolorspace": "lab", "outdtype": np.float64, "intent": 1}
+    lab = imagecodecs.cms_transform(light, imagecodecs.cms_profile("srgb"), imagecodecs.cms_profile("lab2"), **kinds)[0]
+    nodes = np.stack([lab[:, 0] / 100 * 65280, (lab[:, 1] + 128) * 256, (lab[:, 2] + 128) * 256], axis=1)
+    table = b"mft2\0\0\0\0" + struct.pack(">BBBB", 4, 3, 9, 0)
+    table += struct.pack(">9i", *(65536 * v for v in (1, 0, 0, 0, 1, 0, 0, 0, 1))) + struct.pack(">HH", 2, 2)
+    table += struct.pack(">8H", *[0, 65535] * 4) + np.rint(nodes).astype(">u2").tobytes()
+    table += struct.pack(">6H", *[0, 65535] * 3)
+    table += b"\0" * (-len(table) % 4)
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    body = struct.pack(">I", 2) + b"A2B0" + struct.pack(">II", 156, len(table))
+    body += b"wtpt" + struct.pack(">II", 156 + len(table), 20) + table + b"XYZ \0\0\0\0" + white
+    head = struct.pack(
+        ">I4sI4s4s4s12s4s", 128 + len(body), b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ", b"", b"acsp"
+    )
+    return head.ljust(68, b"\0") + white.ljust(60, b"\0") + body
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_cmyk_goes_through_its_profile(bits: int) -> None:
+    ink = np.array([[[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1], [0.5, 0.5, 0, 0.25]]])
+    samples = np.rint(ink * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    raster, problem = colour.srgb_from_cmyk(samples, cmyk_profile())
+    assert problem is None
+    assert raster.dtype == samples.dtype
+    expected = (1 - 0.95 * ink[..., :3]) * (1 - 0.9 * ink[..., 3:]) * np.array([1, 0.98, 0.9])
+    assert np.abs(raster / (2**bits - 1) - expected)[0, 1:3].max() < 0.01
+    assert raster[0, 0].min() == 2**bits - 1  # bare paper is white
+    assert raster[0, 3].max() < 0.04 * 2**bits  # black point compensation: the press's black becomes the screen's
+
+
+def test_cmyk_jpeg_with_profile_is_written_as_plain_srgb(tmp_path: Path) -> None:
+    whole = np.zeros((32, 32, 4), np.uint8)
+    whole[:16, :, 1:3] = 255
+    picture = Image.frombytes("CMYK", (32, 32), whole.tobytes())
+    picture.save(tmp_path / "p.jpg", quality=95, icc_profile=cmyk_profile())
+    photo = imagefile.read(tmp_path / "p.jpg")
+    assert photo.raster[4, 4, 0] > 200 > 60 > photo.raster[4, 4, 1]
+    assert photo.raster[28, 28].min() > 200
+    assert photo.meta.icc is None
+    assert isinstance(photo.colour, PlainSRGB)
+
+
 def test_cmyk_with_a_profile_that_is_none() -> None:
     raster, problem = colour.srgb_from_cmyk(np.zeros((2, 2, 4), np.uint8), profile("p3", 2.2))
     assert raster.min() == 255
