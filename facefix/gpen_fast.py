@@ -19,6 +19,7 @@ Features are (rows, columns, channels), with a border of zero pixels where a con
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,8 @@ GAIN = math.sqrt(2.0)
 EPSILON = 1e-8
 WHOLE = 32
 KEPT = 5
-STRIP_PIXELS = 32768
+STRIP_PIXELS = 16384
+INNER_PIXELS = 8192
 MANY_CHANNELS = 96
 
 
@@ -53,6 +55,7 @@ class FastGPEN:
 
     def __init__(self, state: State, shape: Shape) -> None:
         self.shape = shape
+        self.lock = threading.Lock()
         self.start = state["generator.input.input"]
         on_cpu = self.start.device.type == "cpu"
         # A GPU has no use for strips, and its libraries choose their own algorithms.
@@ -72,6 +75,10 @@ class FastGPEN:
 
     def __call__(self, pictures: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """(B, 3, in_size, in_size) RGB, and noise as GPEN.forward takes it -> (B, 3, size, size)."""
+        with self.lock:
+            return self._in_groups(pictures, noise)
+
+    def _in_groups(self, pictures: Tensor, noise: Sequence[Tensor]) -> Tensor:
         at_once = max(1, 2048 // self.shape.size) if self.high else len(pictures)
         results = []
         for first in range(0, len(pictures), at_once):
@@ -110,7 +117,7 @@ class FastGPEN:
             for size, pair in drawn.items():
                 injected[size] = _rows_of(pair[0], face), _rows_of(pair[1], face)
             results.append(self._decode_tall(values[face], picture[face], style[face], injected))
-        return torch.cat(results)
+        return results[0] if batch == 1 else torch.cat(results)
 
     def _style(self, vectors: Tensor) -> Tensor:
         """(B, 16 · channels) -> (B, style_dim)."""
@@ -121,7 +128,7 @@ class FastGPEN:
         return vectors
 
     def _encode_tall(self, face: Tensor, rows: dict[int, Rows]) -> Tensor:
-        """Features (1, C, whole, whole) of a (3, in_size, in_size) face; leaves those of the larger levels in `rows`."""
+        """Features (1, C, whole, whole) of one face (3, in_size, in_size); leaves those of larger levels in `rows`."""
         size = self.shape.in_size
         rows[size] = self.entry.rows_of(face)
         while size > self.whole:
@@ -180,12 +187,11 @@ class _Entry:
 
     def rows_of(self, face: Tensor) -> Rows:
         """Rows made when they are asked for; zero outside of the face."""
-        pixels = face.permute(1, 2, 0).contiguous()
-        size, weight = len(pixels), self.weight[:, :, 0, 0].t()
+        size, weight = face.shape[1], self.weight[:, :, 0, 0].t()
 
         def rows(top: int, end: int) -> Tensor:
-            inside = pixels[max(top, 0) : min(end, size)]
-            features = torch.addmm(self.bias, inside.flatten(0, 1), weight).view(-1, size, weight.shape[1])
+            inside = face[:, max(top, 0) : min(end, size)].flatten(1).t()
+            features = torch.addmm(self.bias, inside, weight).view(-1, size, weight.shape[1])
             F.leaky_relu_(features, SLOPE)
             if top >= 0 and end <= size:
                 return features
@@ -203,6 +209,7 @@ class _Halving:
         self.weight = (weight * (GAIN / math.sqrt(self.inputs * 9))).contiguous(memory_format=torch.channels_last)
         self.bias = state[f"ecd{step}.0.2.bias"] * GAIN
         self.blur = _blur(self.weight, 1 / 64).expand(self.inputs, 1, 4, 4).contiguous()
+        self.memory: Tensor | None = None
 
     def whole(self, features: Tensor) -> Tensor:
         blurred = F.conv2d(features, self.blur, padding=2, groups=self.inputs)
@@ -211,8 +218,9 @@ class _Halving:
     def strips(self, rows: Rows, size: int) -> Tensor:
         """The level below, (size / 2 + 4, size / 2, outputs) with two zero rows above and below."""
         half, high = size // 2, max(4, min(size // 2, STRIP_PIXELS // size))
-        below = self.bias.new_empty(half + 4, half, self.outputs)
-        below[:2] = below[-2:] = 0
+        if self.memory is None:
+            self.memory = self.bias.new_zeros(half + 4, half, self.outputs)
+        below = self.memory
         for top in range(0, half, high):
             seen = _planes(rows(2 * top - 2, 2 * (top + high) + 2))
             blurred = F.conv2d(seen, self.blur, padding=(0, 2), groups=self.inputs)
@@ -298,8 +306,21 @@ class _ToRGB(_Modulated):
 
     def doubled(self, picture: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, 2H, 2W)."""
-        picture = picture.contiguous(memory_format=torch.channels_last)
         return F.conv_transpose2d(picture, self.blur, stride=2, padding=1, groups=3)
+
+
+def _doubled(picture: Tensor) -> Tensor:
+    """A (3, H, W) picture at (3, 2H, 2W): the same as `_ToRGB.doubled`, by weighted sums of neighbours."""
+    height, width = picture.shape[1:]
+    padded = F.pad(picture, (1, 1, 1, 1))
+    rows = picture.new_empty(3, height, 2, width + 2)
+    torch.lerp(padded[:, 1:-1], padded[:, :-2], 0.25, out=rows[:, :, 0])
+    torch.lerp(padded[:, 1:-1], padded[:, 2:], 0.25, out=rows[:, :, 1])
+    rows = rows.view(3, 2 * height, width + 2)
+    doubled = picture.new_empty(3, 2 * height, width, 2)
+    torch.lerp(rows[..., 1:-1], rows[..., :-2], 0.25, out=doubled[..., 0])
+    torch.lerp(rows[..., 1:-1], rows[..., 2:], 0.25, out=doubled[..., 1])
+    return doubled.view(3, 2 * height, 2 * width)
 
 
 class _Level:
@@ -326,15 +347,20 @@ class _TallLevel(_Level):
     def __init__(self, state: State, index: int, size: int, winograd: bool) -> None:
         super().__init__(state, index, size)
         self.high = min(size, max(8, STRIP_PIXELS // size))
+        self.memory: tuple[Tensor, Tensor] | None = None
         self.winograd: Winograd | None = None
         if winograd and self.two.inputs >= MANY_CHANNELS:
-            self.winograd = Winograd(self.two.inputs, self.two.outputs, self.high + 4, size)
+            self.inner = max(4, min(self.high + 4, INNER_PIXELS // size // 4 * 4))
+            self.winograd = Winograd(self.two.inputs, self.two.outputs, self.inner, size)
             self.products = transformed(self.two.weight)
+            self.light = self.products.numel() <= size**2 * self.two.inputs
+            if self.light:
+                self.products = self.products.transpose(1, 2).contiguous().transpose(1, 2)
 
     def strips(
         self, below: Tensor, style: Tensor, beside: tuple[Rows, Rows], picture: Tensor, last: bool
     ) -> tuple[Tensor, Tensor]:
-        """This level's values with a border, (size + 2, size + 2, channels), and its picture, from the level below.
+        """Values with a border, (size + 2, size + 2, channels), and the picture, from those of the level below.
 
         The values of the last level are not kept.
         """
@@ -342,12 +368,8 @@ class _TallLevel(_Level):
         first = self._first(below, style)
         second = self._second(style)
         colours = self.rgb.weights(style)
-        picture = self.rgb.doubled(picture[None])[0]
-        middle = below.new_zeros(KEPT + high + 1, size + 2, two.inputs)
-        values = below.new_empty(high + 4 if last else size + 2, size + 2, two.outputs + two.beside_bias.numel())
-        values[:, 0] = values[:, -1] = 0
-        if not last:
-            values[0] = values[-1] = 0
+        picture = _doubled(picture)
+        middle, values = self._memory(below, last)
         for top in range(0, size, high):
             end = top + high
             inside = middle[KEPT : KEPT + high, 1:-1]
@@ -363,6 +385,15 @@ class _TallLevel(_Level):
             picture[:, start:stop].add_(added)
             middle[:KEPT] = middle[high : high + KEPT]
         return values, picture
+
+    def _memory(self, like: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+        """What strips are written to, with zero borders; kept from face to face."""
+        if self.memory is None:
+            high, wide = self.high, self.size + 2
+            values = like.new_zeros(high + 4 if last else wide, wide, self.rgb.inputs)
+            self.memory = like.new_zeros(KEPT + high + 1, wide, self.two.inputs), values
+        self.memory[0][:KEPT] = 0
+        return self.memory
 
     def _first(self, below: Tensor, style: Tensor) -> Callable[[Tensor, int, int], None]:
         """Writes rows (top to end) of the first convolution's activated values."""
@@ -398,14 +429,17 @@ class _TallLevel(_Level):
 
             return direct
         winograd = self.winograd
-        light = self.products.numel() <= self.size**2 * two.inputs
+        light = self.light
         products = self.products * (scales * factors[:, None]) if light else self.products
         bias = two.bias if light else two.bias / factors
 
         def minimal(target: Tensor, strip: Tensor) -> None:
-            tiles = winograd(strip if light else strip * scales[0], products)
-            _activate_into(tiled(target), tiles.add_(bias))
-            if not light:
-                target.mul_(factors)
+            for top in range(0, len(target), self.inner):
+                rows = target[top : top + self.inner]
+                seen = strip[top : top + len(rows) + 2]
+                tiles = winograd(seen if light else seen * scales[0], products)
+                _activate_into(tiled(rows), tiles.add_(bias))
+                if not light:
+                    rows.mul_(factors)
 
         return minimal

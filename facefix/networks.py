@@ -10,6 +10,7 @@ import importlib
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -140,6 +141,8 @@ def _kind(path: Path) -> str:
         return "pickle"
     if len(head) > 8 and head[8:9] == b"{":
         return "safetensors"
+    if re.match(rb"c\w+\n\w+\n", head):
+        raise WeightsInvalid(path, f"is a pickle of the oldest kind, which only code can need; {EXPECTED}")
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         raise WeightsInvalid(path, f"is a text file; {EXPECTED}")
     raise WeightsInvalid(path, f"is of no known kind (it begins with {head[:4].hex()}); {EXPECTED}")
@@ -157,7 +160,9 @@ def _read_pickle(path: Path, kind: str) -> Any:
     if kind == "zip" and not zipfile.is_zipfile(path):
         raise WeightsInvalid(path, f"is truncated: its table of contents is missing; {AGAIN}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL `?([\w.]+)|(?<=global: )`?(?!GLOBAL)([\w.]+)", str(error))
         if wanted:
@@ -169,7 +174,7 @@ def _read_pickle(path: Path, kind: str) -> Any:
         raise WeightsInvalid(path, f"is a damaged or foreign pickle; {EXPECTED}; {AGAIN}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
         what = "a TorchScript archive" if "torchscript" in str(error).lower() else "damaged or truncated"
-        if kind == "zip" and "data.pkl" in str(error):
+        if kind == "zip" and re.search(r"data\.pkl|not in a subdirectory", str(error)):
             what = "a zip archive without a checkpoint in it"
         raise WeightsInvalid(path, f"is {what}; {EXPECTED}; {AGAIN}") from None
 

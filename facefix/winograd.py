@@ -83,14 +83,16 @@ class Winograd:
         far = _shaped(self._far, 2, tiles, width, channels)
         lines = _shaped(self._lines, 6, tiles, width, channels)
         torch.add(strip[2:], strip[:-2], alpha=-NEAR * NEAR, out=near)
-        _evaluate([strip[r : r + size - 3 : 4] for r in range(6)], near.unflatten(0, (tiles, 4)).unbind(1), far, lines)
+        _evaluate(
+            [strip[r : r + size - 3 : 4] for r in range(6)], near.view(tiles, 4, width, channels).unbind(1), far, lines
+        )
         size, across = 4 * self._across, self._across
         near = _shaped(self._near, 6, tiles, size, channels)
         far = _shaped(self._far, 2, 6, tiles, across, channels)
         factors = _shaped(self._factors, 6, 6, tiles, across, channels)
         torch.add(lines[:, :, 2:], lines[:, :, :-2], alpha=-NEAR * NEAR, out=near)
         samples = [lines[:, :, c : c + size - 3 : 4] for c in range(6)]
-        _evaluate(samples, near.unflatten(2, (across, 4)).unbind(3), far, factors.unbind(1))
+        _evaluate(samples, near.view(6, tiles, across, 4, channels).unbind(3), far, factors.unbind(1))
         return factors
 
     def _back(self, products: Tensor) -> Tensor:
@@ -105,7 +107,8 @@ class Winograd:
 
 def tiled(strip: Tensor) -> Tensor:
     """A view of (rows, columns, channels) in the order of a convolved strip, (4, 4, rows/4, columns/4, channels)."""
-    return strip.unflatten(1, (-1, TILE)).unflatten(0, (-1, TILE)).permute(1, 3, 0, 2, 4)
+    rows, columns, channels = strip.shape
+    return strip.view(rows // TILE, TILE, columns // TILE, TILE, channels).permute(1, 3, 0, 2, 4)
 
 
 def _shaped(memory: Tensor, *shape: int) -> Tensor:
