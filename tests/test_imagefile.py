@@ -699,6 +699,39 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"p.png"}
 
 
+@pytest.mark.parametrize("quicker", [False, True])
+def test_file_systems_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quicker: bool) -> None:
+    path = tmp_path / "p.png"
+
+    def no_links(*_: object) -> None:
+        if quicker:
+            path.write_bytes(b"theirs")
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", no_links)
+    photo = imagefile.from_array(smooth(8, 9, 3, 8))
+    if quicker:
+        with pytest.raises(PhotoUnwritable, match="exists already"):
+            imagefile.write(photo, path)
+        assert path.read_bytes() == b"theirs"
+    else:
+        imagefile.write(photo, path)
+        assert imagefile.read(path).width == 9
+    assert tree(tmp_path) == {"p.png"}
+
+
+def test_large_tiffs_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = smooth(40, 50, 3, 16)
+    imagefile.write(imagefile.from_array(samples), tmp_path / "p.tif")
+    monkeypatch.setattr(imagefile, "_MAP_FROM", 1)
+    np.testing.assert_array_equal(imagefile.read(tmp_path / "p.tif").raster, samples)
+    Image.fromarray(smooth(40, 50, 3, 8)).convert("CMYK").save(tmp_path / "c.tif")
+    assert imagefile.read(tmp_path / "c.tif").width == 50
+    (tmp_path / "d.tif").write_bytes((tmp_path / "p.tif").read_bytes()[:500])
+    with pytest.raises(PhotoUnreadable, match="damaged"):
+        imagefile.read(tmp_path / "d.tif")
+
+
 def test_new_files_have_ordinary_rights(tmp_path: Path) -> None:
     imagefile.write(imagefile.from_array(smooth(8, 9, 3, 8)), tmp_path / "p.png")
     (tmp_path / "q").touch()
