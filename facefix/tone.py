@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from facefix.types import Box, Mask, Photo, Pixels
 
 _LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
-_SAMPLE_PX = 192
+_SAMPLE_PX = 128
 _CURVE_POINTS = 16
 _GRAY_CHROMA = 2.0
-_TONED_RESIDUE = 3.0
-_TONED_SPREAD = 5.0
+_TONED = {90: (3.0, 0.2, 6.0), 97: (5.0, 0.3, 9.0)}
 _GAIN_LIMITS = (0.75, 1.33)
 _MEDIAN_TO_SIGMA = 1.4826
 
@@ -45,21 +44,25 @@ class Toning:
 def toning(photo: Photo) -> Toning:
     """Whether the photo is gray, toned or in colour, and the tone's curve.
 
-    Looked at on a copy of some 192 px, where grain and JPEG's colour noise are averaged away. Gray: 98 of 100 pixels
-    have a chroma below 2. Toned: a and b follow from L, within 3 for 90 and 5 for 97 of 100 pixels.
+    Looked at on a blurred copy of some 128 px, where grain and JPEG's colour noise are averaged away. Gray: 98 of 100
+    pixels have a chroma below 2. Toned: a and b follow from L, within 3 (or a fifth of the chroma, up to 6) for 90 and
+    within 5 (or three tenths, up to 9) for 97 of 100 pixels.
 
     Args:
         photo: 8 or 16 bit; read in strips.
     """
-    lab = _lab(_thumbnail(photo)).reshape(-1, 3)
+    lab = _array(cv2.GaussianBlur(_lab(_thumbnail(photo)), (0, 0), 1.2)).reshape(-1, 3)
     chroma = np.hypot(lab[:, 1], lab[:, 2])
+    strongest = float(np.percentile(chroma, 98))
     nothing = np.zeros((_CURVE_POINTS, 2), np.float32)
-    if np.percentile(chroma, 98) < _GRAY_CHROMA:
+    if strongest < _GRAY_CHROMA:
         return Toning("gray", nothing)
     found = Toning("toned", _tone_curve(lab))
     expected = found.chroma(lab[:, 0][None])[0]
     residue = np.hypot(lab[:, 1] - expected[:, 0], lab[:, 2] - expected[:, 1])
-    if np.percentile(residue, 90) < _TONED_RESIDUE and np.percentile(residue, 97) < _TONED_SPREAD:
+    if all(
+        np.percentile(residue, p) < min(most, max(least, part * strongest)) for p, (least, part, most) in _TONED.items()
+    ):
         return found
     return Toning("colour", nothing)
 
@@ -139,9 +142,10 @@ def match_grain(
     missing = math.sqrt(max(0.0, wanted**2 - present**2)) * amount
     if missing < 0.2 / 255:
         return restored
-    grain = _made_grain(size, correlation, seed) * np.float32(missing)
+    grain = _made_grain(size, correlation, seed)
     if size != restored.shape[0]:
         grain = _array(cv2.resize(grain, restored.shape[1::-1], interpolation=cv2.INTER_CUBIC))
+    grain *= np.float32(missing) / _response(_shrunk(grain, size)).std()
     light = _luma(restored)
     midtone = np.clip(4 * light * (1 - light), 0.25, 1)
     return np.asarray(np.clip(restored + (grain * midtone)[:, :, None], 0, 1), np.float32)
@@ -159,8 +163,7 @@ def _grain(pixels: Pixels, where: NDArray[np.bool_]) -> tuple[float, float]:
     Source: the mask of J. Immerkær, Fast noise variance estimation, CVIU 64(2), 1996, which is blind to planes.
     """
     luma = _luma(pixels)
-    laplacian = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6
-    response = _array(cv2.filter2D(luma, -1, laplacian, borderType=cv2.BORDER_REFLECT_101))
+    response = _response(luma)
     coarse = _array(cv2.GaussianBlur(luma, (0, 0), 1.5))
     slope = np.hypot(_array(cv2.Sobel(coarse, -1, 1, 0)), _array(cv2.Sobel(coarse, -1, 0, 1)))
     inner = where.copy()
@@ -178,13 +181,18 @@ def _grain(pixels: Pixels, where: NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def _made_grain(size: int, correlation: float, seed: int) -> NDArray[np.float32]:
-    """Noise (size, size) that `_grain` measures as 1, blurred until neighbours correlate as asked."""
+    """Noise (size, size), blurred until neighbours correlate as asked."""
     noise = np.random.default_rng(seed).standard_normal((size, size)).astype(np.float32)
     if correlation > 0.05:
         sigma = math.sqrt(-1 / (4 * math.log(correlation)))
         noise = _array(cv2.GaussianBlur(noise, (0, 0), sigma))
-    laplacian = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6
-    return np.asarray(noise / _array(cv2.filter2D(noise, -1, laplacian)).std(), np.float32)
+    return noise
+
+
+def _response(luma: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Immerkær's mask over the plane: blind to planes, and of white noise it keeps the standard deviation."""
+    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6
+    return _array(cv2.filter2D(luma, -1, kernel, borderType=cv2.BORDER_REFLECT_101))
 
 
 def _thumbnail(photo: Photo) -> Pixels:

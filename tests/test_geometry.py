@@ -1,4 +1,4 @@
-"""The round trips that prove crop and paste: unchanged crops leave the photo alone, a pattern comes back in its place."""
+"""The round trips that prove crop and paste: unchanged crops change nothing, a pattern comes back in place."""
 
 import dataclasses
 from pathlib import Path
