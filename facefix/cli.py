@@ -154,7 +154,9 @@ def restore(
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(help="Picture of the photo's size: only where it is white may anything change.", show_default=False),
+        typer.Option(
+            help="Picture of the photo's size: only where it is white may anything change.", show_default=False
+        ),
     ] = None,
     report: Annotated[
         Path | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,7 +52,8 @@ def _area(patch_from_photo: np.ndarray) -> float:
 def _fit(photo: Photo, size: tuple[int, int]) -> Pixels:
     """The photo as sRGB pixels of that width and height."""
     way = cv2.INTER_AREA if size[0] < photo.width else cv2.INTER_CUBIC
-    return photo.colour.to_srgb(np.asarray(cv2.resize(photo.raster, size, interpolation=way), photo.raster.dtype))
+    resized: Any = cv2.resize(photo.raster, size, interpolation=way)
+    return photo.colour.to_srgb(resized)
 
 
 def _square(pixels: Pixels, side: int) -> Pixels:

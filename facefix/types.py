@@ -79,11 +79,11 @@ class PlainSRGB:
 
     def to_srgb(self, raster: Raster) -> Pixels:
         """The raster divided by its largest value: (h, w, 3) uint8 or uint16 -> float32, 0..1."""
-        return raster.astype(np.float32) / np.float32(np.iinfo(raster.dtype).max)
+        return np.asarray(raster.astype(np.float32) / np.float32(np.iinfo(raster.dtype).max), np.float32)
 
     def from_srgb(self, pixels: Pixels, bits: int) -> Raster:
         """The pixels clipped to 0..1 and rounded: (h, w, 3) float32 -> uint8 (bits 8) or uint16 (bits 16)."""
-        scaled = np.rint(np.clip(pixels, 0, 1) * np.float32(2**bits - 1))
+        scaled: Pixels = np.rint(np.clip(pixels, 0, 1) * np.float32(2**bits - 1))
         return scaled.astype(np.uint8) if bits == 8 else scaled.astype(np.uint16)
 
 
@@ -139,7 +139,7 @@ class Photo:
 
     def pixels(self, box: Box | None = None) -> Pixels:
         """The box (all of the photo without one) as (h, w, 3) float32 sRGB, 0..1."""
-        part = self.raster if box is None else self.raster[box.slices]
+        part: Raster = self.raster if box is None else self.raster[box.slices]
         return self.colour.to_srgb(part)
 
 
@@ -180,7 +180,9 @@ class Crop:
     def __post_init__(self) -> None:
         size = self.template.size
         object.__setattr__(self, "pixels", _frozen(self.pixels, "pixels", (size, size, 3), np.float32))
-        object.__setattr__(self, "crop_from_photo", _frozen(self.crop_from_photo, "crop_from_photo", (2, 3), np.float64))
+        object.__setattr__(
+            self, "crop_from_photo", _frozen(self.crop_from_photo, "crop_from_photo", (2, 3), np.float64)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,9 @@ class Patch:
         object.__setattr__(self, "pixels", _frozen(self.pixels, "pixels", (None, None, 3), np.float32))
         object.__setattr__(self, "original", _frozen(self.original, "original", self.pixels.shape, np.float32))
         object.__setattr__(self, "mask", _frozen(self.mask, "mask", self.pixels.shape[:2], np.float32))
-        object.__setattr__(self, "patch_from_photo", _frozen(self.patch_from_photo, "patch_from_photo", (2, 3), np.float64))
+        object.__setattr__(
+            self, "patch_from_photo", _frozen(self.patch_from_photo, "patch_from_photo", (2, 3), np.float64)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +233,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The new photo, its report, and by face number (from 1, as in the report) what was pasted for each restored face."""
+    """The new photo, its report, and by face number (from 1, as in the report) what was pasted for each face."""
 
     photo: Photo
     report: Report

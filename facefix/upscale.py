@@ -24,7 +24,7 @@ def lanczos(photo: Photo, scale: int) -> Photo:
     if scale == 1:
         return photo
     size = (photo.width * scale, photo.height * scale)
-    raster = cv2.resize(photo.raster, size, interpolation=cv2.INTER_LANCZOS4)
+    raster: Any = cv2.resize(photo.raster, size, interpolation=cv2.INTER_LANCZOS4)
     return dataclasses.replace(photo, raster=raster, alpha=_enlarged_alpha(photo, scale))
 
 

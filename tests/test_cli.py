@@ -170,6 +170,8 @@ def test_ctrl_c_is_130(facefix: Command, portrait_file: Path, monkeypatch: pytes
 
 def test_it_is_a_program() -> None:
     for arguments in (["--version"], ["--help"], ["restore", "--help"], ["weights", "list"]):
-        done = subprocess.run([sys.executable, "-m", "facefix", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "facefix", *arguments], capture_output=True, text=True, check=False
+        )
         assert (done.returncode, done.stderr) == (0, ""), arguments
         assert "facefix" in done.stdout

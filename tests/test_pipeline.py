@@ -28,8 +28,8 @@ def test_the_embedded_network_changes_the_face_and_nothing_else(lite: FaceFix, p
     height, width = y1 - y0, x1 - x0
     rows, columns = np.nonzero(touched)
     assert len(rows) > 0.3 * height * width
-    assert rows.min() > y0 - height and rows.max() < y1 + height
-    assert columns.min() > x0 - width and columns.max() < x1 + width
+    assert y0 - height < rows.min() <= rows.max() < y1 + height
+    assert x0 - width < columns.min() <= columns.max() < x1 + width
     assert list(result.patches) == [1]
     assert set(result.report.weights) == {"facefix-lite-256"}
     assert len(result.report.weights["facefix-lite-256"]) == 64
@@ -60,7 +60,13 @@ def test_strength_zero_and_half(portrait: np.ndarray) -> None:
 
 def test_every_kind_of_photo_is_taken(portrait: np.ndarray, portrait_file: Path) -> None:
     fix = FaceFix.load(Recipe(restorer="identity"))
-    for given in (portrait, portrait_file, str(portrait_file), Image.fromarray(portrait), imagefile.from_array(portrait)):
+    for given in (
+        portrait,
+        portrait_file,
+        str(portrait_file),
+        Image.fromarray(portrait),
+        imagefile.from_array(portrait),
+    ):
         assert len(fix(given).report.faces) == 1
     with pytest.raises(PhotoUnreadable):
         fix(np.zeros((4, 4, 3)))
@@ -77,7 +83,7 @@ def test_scale_enlarges_the_photo_and_the_face_with_it(portrait: np.ndarray, sca
 
 def test_the_mask_decides_which_faces_and_which_pixels(lite: FaceFix, portrait: np.ndarray) -> None:
     [note] = lite(portrait).report.faces
-    x0, y0, x1, y1 = note.face.box_xyxy
+    x0, _, x1, _ = note.face.box_xyxy
     left = np.zeros((512, 512), np.float32)
     left[:, : int((x0 + x1) / 2)] = 1
     result = lite(portrait, mask=left)
@@ -163,7 +169,9 @@ def test_saving_an_unchanged_photo_copies_its_bytes(portrait_file: Path, tmp_pat
     assert isinstance(imagefile.read(tmp_path / "out.bmp"), Photo)
 
 
-def test_saving_a_changed_photo_labels_it_unless_told_not_to(lite: FaceFix, portrait_file: Path, tmp_path: Path) -> None:
+def test_saving_a_changed_photo_labels_it_unless_told_not_to(
+    lite: FaceFix, portrait_file: Path, tmp_path: Path
+) -> None:
     photo = imagefile.read(portrait_file)
     result = lite(photo)
     lite.save(result, photo, tmp_path / "labelled.png")

@@ -8,7 +8,7 @@ import torch
 from facefix import align, networks
 from facefix.errors import DeviceError, WeightsInvalid, WeightsMissing
 from facefix.restore import Identity, NetworkRestorer, Pattern, Shelf, pattern, sharper_than
-from facefix.types import Crop, Face, Photo
+from facefix.types import Face, Photo
 from facefix.weights import Store
 
 
@@ -48,7 +48,9 @@ def test_pattern_has_no_symmetry() -> None:
         assert np.abs(field - turned).max() > 0.5
 
 
-def test_a_network_sees_its_own_size_in_minus_one_to_one(tiny_gpen_file: Path, portrait: np.ndarray, face: Face) -> None:
+def test_a_network_sees_its_own_size_in_minus_one_to_one(
+    tiny_gpen_file: Path, portrait: np.ndarray, face: Face
+) -> None:
     network = networks.load(tiny_gpen_file)
     template = align.template("gpen", 64)
     crops = [align.crop(Photo(picture), face, template) for picture in (portrait, portrait[:, ::-1].copy())]

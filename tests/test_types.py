@@ -57,6 +57,6 @@ def test_crops_and_patches_check_their_parts() -> None:
     template = Template("t", 8, np.zeros((5, 2)))
     with pytest.raises(ValueError, match=r"pixels: expected \(8, 8, 3\) float32"):
         Crop(np.zeros((8, 9, 3), np.float32), np.eye(2, 3), face(), template)
+    pixels = np.zeros((8, 8, 3), np.float32)
     with pytest.raises(ValueError, match="mask"):
-        pixels = np.zeros((8, 8, 3), np.float32)
         Patch(pixels, pixels, np.zeros((8, 7), np.float32), np.eye(2, 3))
