@@ -391,7 +391,8 @@ class GPEN(nn.Module):
         state = self.state_dict()
         marks = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in state.values())
         if self._prepared is None or self._prepared[0] != marks:
-            self._prepared = marks, FastGPEN(state, self.shape)
+            with torch.inference_mode(False), torch.no_grad():
+                self._prepared = marks, FastGPEN(state, self.shape)
         return self._prepared[1]
 
     def noise_like(self, pictures: Tensor) -> list[Tensor]:

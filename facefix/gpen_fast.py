@@ -75,7 +75,8 @@ class FastGPEN:
 
     def __call__(self, pictures: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """(B, 3, in_size, in_size) RGB, and noise as GPEN.forward takes it -> (B, 3, size, size)."""
-        with self.lock:
+        # Memory that is kept must not be made in inference mode: outside of it nothing could write there.
+        with self.lock, torch.inference_mode(False), torch.no_grad():
             return self._in_groups(pictures, noise)
 
     def _in_groups(self, pictures: Tensor, noise: Sequence[Tensor]) -> Tensor:
@@ -91,7 +92,7 @@ class FastGPEN:
         batch, size = len(pictures), self.shape.in_size
         tall: list[dict[int, Rows]] = [{} for _ in range(batch)]
         if size > self.whole:
-            features = torch.cat([self._encode_tall(face, rows) for face, rows in zip(pictures, tall, strict=True)])
+            features = torch.cat([self._encode_tall(pictures[face], rows, face) for face, rows in enumerate(tall)])
         else:
             features = self.entry.whole(pictures)
         size = min(size, self.whole)
@@ -103,7 +104,9 @@ class FastGPEN:
         drawn = {
             self.shape.in_size << (i + 1): pair for i, pair in enumerate(zip(noise[::2], noise[1::2], strict=True))
         }
-        beside |= {size: pair for size, pair in drawn.items() if size <= self.whole}
+        for size, (one, two) in drawn.items():
+            if size <= self.whole:
+                beside[size] = one.expand(batch, -1, -1, -1), two.expand(batch, -1, -1, -1)
         style = self._style(features.flatten(1))
         values = self.first.whole(self.start.expand(batch, -1, -1, -1), style, beside[4][0])
         picture = self.first_rgb.whole(values, style)
@@ -127,12 +130,12 @@ class FastGPEN:
             vectors = F.leaky_relu(layer(vectors), SLOPE) * GAIN
         return vectors
 
-    def _encode_tall(self, face: Tensor, rows: dict[int, Rows]) -> Tensor:
+    def _encode_tall(self, face: Tensor, rows: dict[int, Rows], index: int) -> Tensor:
         """Features (1, C, whole, whole) of one face (3, in_size, in_size); leaves those of larger levels in `rows`."""
         size = self.shape.in_size
         rows[size] = self.entry.rows_of(face)
         while size > self.whole:
-            features = self.halvings[size].strips(rows[size], size)
+            features = self.halvings[size].strips(rows[size], size, index)
             size //= 2
             rows[size] = _stored(features)
         return _planes(features[2:-2])
@@ -209,18 +212,21 @@ class _Halving:
         self.weight = (weight * (GAIN / math.sqrt(self.inputs * 9))).contiguous(memory_format=torch.channels_last)
         self.bias = state[f"ecd{step}.0.2.bias"] * GAIN
         self.blur = _blur(self.weight, 1 / 64).expand(self.inputs, 1, 4, 4).contiguous()
-        self.memory: Tensor | None = None
+        self.memory: list[Tensor] = []
 
     def whole(self, features: Tensor) -> Tensor:
         blurred = F.conv2d(features, self.blur, padding=2, groups=self.inputs)
         return F.leaky_relu_(F.conv2d(blurred, self.weight, self.bias, stride=2), SLOPE)
 
-    def strips(self, rows: Rows, size: int) -> Tensor:
-        """The level below, (size / 2 + 4, size / 2, outputs) with two zero rows above and below."""
+    def strips(self, rows: Rows, size: int, face: int) -> Tensor:
+        """The level below, (size / 2 + 4, size / 2, outputs) with two zero rows above and below.
+
+        Written to memory that each face of a group, by its index, has for itself.
+        """
         half, high = size // 2, max(4, min(size // 2, STRIP_PIXELS // size))
-        if self.memory is None:
-            self.memory = self.bias.new_zeros(half + 4, half, self.outputs)
-        below = self.memory
+        if len(self.memory) <= face:
+            self.memory.append(self.bias.new_zeros(half + 4, half, self.outputs))
+        below = self.memory[face]
         for top in range(0, half, high):
             seen = _planes(rows(2 * top - 2, 2 * (top + high) + 2))
             blurred = F.conv2d(seen, self.blur, padding=(0, 2), groups=self.inputs)
