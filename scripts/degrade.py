@@ -107,7 +107,7 @@ def gaussian_kernel_twin(size: int, sigma_x: float, sigma_y: float, angle: float
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     points = np.stack([x, y], axis=-1).astype(np.float64)
     kernel = np.exp(-0.5 * np.einsum("hwi,ij,hwj->hw", points, precision, points))
-    return (kernel / kernel.sum()).astype(np.float32)
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def gaussian_noise(shape: tuple[int, int, int], sigma: float, seed: int, *, gray: bool) -> Pixels:
@@ -130,7 +130,7 @@ def gaussian_noise(shape: tuple[int, int, int], sigma: float, seed: int, *, gray
 def gaussian_noise_twin(shape: tuple[int, int, int], sigma: float, seed: int, *, gray: bool) -> Pixels:
     """The noise of `gaussian_noise` without basicsr."""
     drawn = np.random.RandomState(seed).randn(*(shape[:2] if gray else shape))
-    noise = np.float32(drawn) * np.float32(sigma / 255)
+    noise = np.asarray(drawn, np.float32) * np.float32(sigma / 255)
     return np.repeat(noise[..., None], 3, axis=2) if gray else noise
 
 
@@ -148,6 +148,7 @@ def jpeg_twin(pixels: Pixels, quality: int) -> Pixels:
     levels = np.clip(pixels[..., ::-1], 0, 1) * np.float32(255)
     _, data = cv2.imencode(".jpg", np.rint(levels).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None
     return np.ascontiguousarray(decoded[..., ::-1]).astype(np.float32) / np.float32(255)
 
 
@@ -169,8 +170,8 @@ def toned(pixels: Pixels, tone: Tone, rng: Rng) -> Pixels:
 
 def film_grain(shape: tuple[int, int, int], sigma: float, rng: Rng) -> Pixels:
     """Grain of that (h, w, 3) shape: grey, blurred to a grain size of 0.4 to 0.9 px, standard deviation sigma/255."""
-    grain = rng.standard_normal(shape[:2], np.float32)
-    grain = cv2.GaussianBlur(grain, (0, 0), float(rng.uniform(0.4, 0.9)))
+    white = rng.standard_normal(shape[:2], np.float32)
+    grain = np.asarray(cv2.GaussianBlur(white, (0, 0), float(rng.uniform(0.4, 0.9))), np.float32)
     grain *= np.float32(sigma / 255) / max(float(grain.std()), 1e-6)
     return np.repeat(grain[..., None], 3, axis=2)
 
@@ -242,15 +243,16 @@ def degrade(clean: Pixels, level: Level, rng: Rng, tone: Tone = "colour") -> tup
     out = scarred(target, rng) if rng.random() < level.scars else target
     out = halftoned(out, rng) if rng.random() < level.halftone else out
     kernel = gaussian_kernel(_draw(level.blur_px, rng), _draw(level.blur_px, rng), rng.uniform(0, np.pi))
-    out = cv2.filter2D(out, -1, kernel, borderType=cv2.BORDER_REFLECT)
+    out = np.asarray(cv2.filter2D(out, -1, kernel, borderType=cv2.BORDER_REFLECT), np.float32)
     shrink = _draw(level.shrink, rng)
     if shrink > 1.05:
         small = (max(8, round(width / shrink)), max(8, round(height / shrink)))
-        out = cv2.resize(out, small, interpolation=int(rng.choice([cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC])))
+        method = int(rng.choice([cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
+        out = np.asarray(cv2.resize(out, small, interpolation=method), np.float32)
     out = _noisy(out, _draw(level.noise, rng), tone in ("mono", "sepia"), rng)
     out = jpeg(out, round(_draw(level.jpeg, rng)))
     if out.shape[:2] != (height, width):
-        out = cv2.resize(out, (width, height), interpolation=cv2.INTER_CUBIC)
+        out = np.asarray(cv2.resize(out, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
     return np.rint(np.clip(out, 0, 1) * np.float32(255)) / np.float32(255), target
 
 

@@ -121,7 +121,7 @@ def _scores(cases: Sequence[Case], restore: Restore, with_niqe: bool) -> tuple[f
     signal = [psnr(result, case.target) for result, case in zip(results, cases, strict=True)]
     worse = sum(p < psnr(case.source, case.target) - 0.005 for p, case in zip(signal, cases, strict=True))
     likeness = [ssim(result, case.target) for result, case in zip(results, cases, strict=True)]
-    natural = [niqe(result) for result in results] if with_niqe else []
+    natural = [score for result in results if (score := niqe(result)) is not None] if with_niqe else []
     return float(np.mean(signal)), float(np.mean(likeness)), (float(np.mean(natural)) if natural else None), int(worse)
 
 
@@ -159,8 +159,8 @@ def harm(faces: Sequence[tuple[str, Pixels]], restore: Restore) -> list[str]:
     return [
         f"undamaged faces: PSNR to the original mean {np.mean(kept):.2f} dB, lowest {min(kept):.2f} dB",
         f"undamaged faces: drift of the mean colour, largest {max(drift):.2f} levels",
-        f"mono faces: spread between channels mean {chroma.mean():.2f}, 99th percentile {np.percentile(chroma, 99):.2f},"
-        f" largest {chroma.max():.2f} levels",
+        f"mono faces: spread between channels mean {chroma.mean():.2f}, "
+        f"99th percentile {np.percentile(chroma, 99):.2f}, largest {chroma.max():.2f} levels",
     ]
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from facefix.types import Pixels
 
 Rng = np.random.Generator
+Place = Sequence[float] | NDArray[np.float64]
 
 FREE_PHOTOS: dict[str, str] = {
     "brick.png": "CC0 (CC0Textures, Bricks25)",
@@ -88,7 +89,7 @@ class Textures:
         field = self.fields[int(rng.integers(len(self.fields)))]
         y, x = (int(rng.integers(0, self.size - side + 1)) for side in (height, width))
         piece = field[y : y + height, x : x + width]
-        return piece[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+        return np.asarray(piece[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])], np.float32)
 
 
 def _muted_colours(rng: Rng, count: int) -> NDArray[np.float32]:
@@ -96,7 +97,7 @@ def _muted_colours(rng: Rng, count: int) -> NDArray[np.float32]:
     gray = rng.beta(1.2, 1.3, (count, 1))
     bias = rng.normal(0, 0.06, (1, 3))
     spread = rng.normal(0, 1, (count, 3)) * rng.gamma(1.0, 0.05, (count, 1))
-    return np.clip(gray + bias + spread - spread.mean(axis=1, keepdims=True), 0.01, 0.99).astype(np.float32)
+    return np.asarray(np.clip(gray + bias + spread - spread.mean(axis=1, keepdims=True), 0.01, 0.99), np.float32)
 
 
 def _paint(canvas: Pixels, cover: NDArray[np.float32], colour: Pixels, origin: tuple[int, int]) -> None:
@@ -140,7 +141,7 @@ def _leaf(
     cv2.fillPoly(stencil, [np.rint((points - [x0, y0]) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
     cover = stencil.astype(np.float32) / np.float32(255)
     if soft > 0.3:
-        cover = cv2.GaussianBlur(cover, (0, 0), soft)
+        cover = np.asarray(cv2.GaussianBlur(cover, (0, 0), soft), np.float32)
     ramp_x = np.linspace(-1, 1, x1 - x0, dtype=np.float32)[None] * np.float32(rng.normal(0, 0.12))
     ramp_y = np.linspace(-1, 1, y1 - y0, dtype=np.float32)[:, None] * np.float32(rng.normal(0, 0.12))
     light = 1 + ramp_x + ramp_y
@@ -214,7 +215,7 @@ def _blend_of(rng: Rng, table: NDArray[np.float64], spread: float) -> NDArray[np
     place = rng.uniform(0, len(table) - 1)
     row = int(place)
     colour = table[row] + (place - row) * (table[row + 1] - table[row]) + rng.normal(0, spread, 3)
-    return np.clip(colour, 0.02, 0.98).astype(np.float32)
+    return np.asarray(np.clip(colour, 0.02, 0.98), np.float32)
 
 
 class _Portrait:
@@ -230,7 +231,7 @@ class _Portrait:
         self.hair = _blend_of(rng, HAIRS, 0.02)
         backdrop = dead_leaves(rng, 256, textures)
         canvas = cv2.resize(backdrop, (512, 512), interpolation=cv2.INTER_LINEAR)
-        self.canvas: Pixels = cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(1, 24)))
+        self.canvas: Pixels = np.asarray(cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(1, 24))), np.float32)
         self.centre = np.array([256, 262]) + rng.normal(0, 6, 2)
         self.axes = np.array([rng.uniform(122, 150), rng.uniform(175, 205)])
         turn = rng.uniform(0, 2 * np.pi)
@@ -239,10 +240,10 @@ class _Portrait:
         y, x = np.mgrid[0:512, 0:512].astype(np.float32)
         self.x, self.y = x, y
 
-    def soft_disc(self, centre: Sequence[float], radii: Sequence[float], edge: float) -> NDArray[np.float32]:
+    def soft_disc(self, centre: Place, radii: Place, edge: float) -> NDArray[np.float32]:
         """A (512, 512) ellipse, 1 inside and 0 outside, whose edge is `edge` wide as a share of its radius."""
         r = np.sqrt(((self.x - centre[0]) / radii[0]) ** 2 + ((self.y - centre[1]) / radii[1]) ** 2)
-        return np.clip((1 - r) / edge + 0.5, 0, 1).astype(np.float32)
+        return np.asarray(np.clip((1 - r) / edge + 0.5, 0, 1), np.float32)
 
     def tint(self, cover: NDArray[np.float32], colour: NDArray[np.floating], strength: float) -> None:
         """Moves the canvas towards a colour where cover says so."""
@@ -265,7 +266,7 @@ class _Portrait:
         if rng.random() < 0.85:
             volume = self.axes * rng.uniform(1.05, 1.35, 2)
             drop = rng.choice([-40.0, -10.0, 60.0])
-            self.tint(self.soft_disc(self.centre + [0, drop], volume, 0.05), self.hair, 1)
+            self.tint(self.soft_disc(self.centre + np.array([0, drop]), volume, 0.05), self.hair, 1)
 
     def head(self) -> None:
         """The lit head with cheeks, eye sockets and the bridge of the nose."""
@@ -329,7 +330,8 @@ class _Portrait:
         for _ in range(int(rng.integers(30, 110))):
             u = rng.uniform(-1.25, 1.25)
             root = np.array([x + u * half, y - lift + 9 * u * u + rng.normal(0, thick)])
-            tip = root + [np.sign(u + 0.3 * np.sign(256 - x)) * rng.uniform(2, 8), -rng.uniform(1, 6)]
+            way = np.sign(u + 0.3 * np.sign(256 - x))
+            tip = root + np.array([way * rng.uniform(2, 8), -rng.uniform(1, 6)])
             self.curve(np.stack([root, tip]), self.hair * rng.uniform(0.5, 1.2), int(rng.integers(1, 3)))
 
     def nose_and_mouth(self) -> None:
@@ -361,10 +363,9 @@ class _Portrait:
         """Fills a closed outline of (n, 2) points."""
         stencil = np.zeros((512, 512), np.uint8)
         cv2.fillPoly(stencil, [np.rint(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-        cover = cv2.GaussianBlur(
-            stencil.astype(np.float32) / np.float32(255), (0, 0), float(self.rng.uniform(0.5, 2.0))
-        )
-        self.tint(cover, colour, 0.9)
+        sharp = stencil.astype(np.float32) / np.float32(255)
+        cover = cv2.GaussianBlur(sharp, (0, 0), float(self.rng.uniform(0.5, 2.0)))
+        self.tint(np.asarray(cover, np.float32), colour, 0.9)
 
     def skin_marks(self) -> None:
         """Wrinkles, freckles, beard stubble: thin lines and dots with their own strength."""
@@ -432,8 +433,8 @@ def drawn_face(rng: Rng, size: int, textures: Textures) -> Pixels:
         portrait.glasses()
     spin, zoom = rng.normal(0, 3), rng.uniform(0.95, 1.06)
     turn = cv2.getRotationMatrix2D((255.5, 255.5), float(spin), float(zoom))
-    canvas = cv2.warpAffine(portrait.canvas, turn, (512, 512), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-    return _reduced(_lit(canvas, rng, textures), size, rng)
+    turned = cv2.warpAffine(portrait.canvas, turn, (512, 512), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return _reduced(_lit(np.asarray(turned, np.float32), rng, textures), size, rng)
 
 
 def free_photos(names: Sequence[str] = tuple(FREE_PHOTOS)) -> list[Pixels]:
@@ -462,7 +463,7 @@ def photo_cut(rng: Rng, size: int, photos: Sequence[Pixels]) -> Pixels:
 
 
 def clean_picture(rng: Rng, size: int, textures: Textures, photos: Sequence[Pixels]) -> Pixels:
-    """One clean (size, size, 3) training picture of a kind drawn from `MIX` (leaves for photos where there are none)."""
+    """One clean (size, size, 3) training picture of a kind drawn from `MIX`; leaves for photos where there are none."""
     kind = rng.choice(list(MIX), p=list(MIX.values()))
     if kind == "photo" and photos:
         return photo_cut(rng, size, photos)

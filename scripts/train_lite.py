@@ -18,8 +18,8 @@ for the same work. `folded_forward` is the network's own forward in that case, w
 from __future__ import annotations
 
 import argparse
-import functools
 import math
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from facefix.gpen import GAIN, GPEN, SLOPE, StyledConv, activate, blurred, doubled
+from facefix.gpen import GAIN, GPEN, SLOPE, StyledConv, ToRGB, activate, blurred, doubled
 from facefix.types import Pixels
 
 SIZE = 256
@@ -57,7 +57,7 @@ def identity_network(seed: int) -> GPEN:
     for name, parameter in model.named_parameters():
         if ".modulation." in name or ".style." in name or name.startswith("final_linear"):
             parameter.requires_grad_(False)
-        if name.endswith("modulation.weight") or ".to_rgb" in name and name.endswith("conv.weight"):
+        if name.endswith("modulation.weight") or (".to_rgb" in name and name.endswith("conv.weight")):
             nn.init.zeros_(parameter)
         elif name.endswith("noise.weight"):
             nn.init.ones_(parameter)
@@ -99,14 +99,16 @@ def folded_forward(model: GPEN, pictures: Tensor) -> Tensor:
         features.append(model.get_submodule(f"ecd{step}")(features[-1]))
     features = features[:0:-1]
     decoder = model.generator
+    layers = [layer for layer in decoder.convs if isinstance(layer, StyledConv)]
+    to_rgbs = [decoder.to_rgb1, *(layer for layer in decoder.to_rgbs if isinstance(layer, ToRGB))]
     height, width = features[0].shape[2:]
     values = decoder.input.input[:, :, :height, :width].expand(len(pictures), -1, -1, -1)
     values = styled(decoder.conv1, values, features[0])
     result: Tensor | None = None
-    for level, to_rgb in enumerate([decoder.to_rgb1, *decoder.to_rgbs]):
+    for level, to_rgb in enumerate(to_rgbs):
         if level:
-            values = styled(decoder.convs[2 * level - 2], values, features[level])
-            values = styled(decoder.convs[2 * level - 1], values, features[level])
+            values = styled(layers[2 * level - 2], values, features[level])
+            values = styled(layers[2 * level - 1], values, features[level])
         weight = to_rgb.conv.weight[0] * to_rgb.conv.modulation.bias[None, :, None, None]
         added = F.conv2d(values, weight / math.sqrt(weight.shape[1])) + to_rgb.bias
         result = added if result is None else added + doubled(result, to_rgb.upsample.kernel)
@@ -132,7 +134,7 @@ def damaged_pair(clean: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixel
         clean = clean[:, ::-1]
     if rng.random() < UNDAMAGED:
         target = np.clip(toned(clean, tone, rng), 0, 1)
-        return np.rint(target * 255) / np.float32(255), target, tone == "mono"
+        return np.rint(target * np.float32(255)) / np.float32(255), target, tone == "mono"
     source, target = degrade(clean, random_level(rng), rng, tone)
     return source, target, tone == "mono"
 
@@ -191,11 +193,12 @@ def loss_of(restored: Tensor, target: Tensor, gray: Tensor) -> Tensor:
 def validation_pairs() -> list[tuple[str, Pixels, Pixels]]:
     """(level, damaged, clean) of free photos that training never sees, or of made pictures where there are none."""
     photos = free_photos(tuple(VALIDATION_PHOTOS))
-    if photos:
+    if len(photos) == len(VALIDATION_PHOTOS):
         astronaut, cat = photos
         boxes = [(astronaut, 0, 96, 256), (astronaut, 200, 60, 256), (cat, 0, 100, 300), (astronaut, 0, 0, 512)]
         pieces = [p[y : y + side, x : x + side] for p, y, x, side in boxes]
-        clean = [cv2.resize(p, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for p in pieces]
+        reduced = [cv2.resize(p, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for p in pieces]
+        clean = [np.asarray(p, np.float32) for p in reduced]
     else:
         clean = list(clean_pool(7, 4, SIZE).astype(np.float32) / np.float32(255))
     return [
@@ -226,16 +229,23 @@ def validate(model: GPEN, pairs: Sequence[tuple[str, Pixels, Pixels]], sheet: Pa
 
 
 def load_pool(folder: Path, pictures: int, seed: int, workers: int) -> NDArray[np.uint8]:
-    """(n, size, size, 3) uint8 clean pictures, made in shards by `workers` processes where they are missing."""
+    """(pictures, size, size, 3) uint8 clean pictures, made in shards by `workers` processes where they are missing.
+
+    A short shard is the beginning of the whole one, so that a pool can grow.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{shard:03d}.npy" for shard in range(math.ceil(pictures / SHARD))]
-    missing = [shard for shard, file in enumerate(files) if not file.exists()]
-    with ProcessPoolExecutor(workers) as makers:
-        made = makers.map(functools.partial(clean_pool, count=SHARD, size=SIZE), [seed + s for s in missing])
-        for done, (shard, pool) in enumerate(zip(missing, made, strict=True), 1):
-            np.save(files[shard], pool)
-            print(f"made {done * SHARD} of {len(missing) * SHARD} clean pictures", flush=True)
-    return np.concatenate([np.load(file) for file in files])[:pictures]
+    wanted = {
+        folder / f"{shard:03d}.npy": min(SHARD, pictures - shard * SHARD) for shard in range(-(-pictures // SHARD))
+    }
+    missing = [f for f, count in wanted.items() if not f.exists() or len(np.load(f, mmap_mode="r")) < count]
+    # Spawned, not forked: a fork would inherit the locks of torch's and OpenCV's threads, but not the threads.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as makers:
+        seeds, counts = [seed + int(file.stem) for file in missing], [wanted[file] for file in missing]
+        made = makers.map(clean_pool, seeds, counts, [SIZE] * len(missing))
+        for done, (file, pool) in enumerate(zip(missing, made, strict=True), 1):
+            np.save(file, pool)
+            print(f"made {done} of {len(missing)} shards of clean pictures", flush=True)
+    return np.concatenate([np.load(file) for file in wanted])[:pictures]
 
 
 def export(average: nn.Module, file: Path, facts: dict[str, str]) -> None:
@@ -251,7 +261,7 @@ class Trainer:
         self.options, self.device = options, device
         self.model = identity_network(options.seed).to(device)
         self.average = identity_network(options.seed).to(device)
-        # A correction is a hundredth of what the features are: to_rgb needs steps that much finer than the convolutions.
+        # A correction is a hundredth of what the features are: to_rgb needs finer steps than the convolutions.
         named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         self.trained = [p for _, p in named]
         groups = [
@@ -259,9 +269,6 @@ class Trainer:
             {"params": [p for n, p in named if ".to_rgb" in n], "factor": 0.1},
         ]
         self.optimiser = torch.optim.Adam(groups, lr=options.rate, betas=(0.9, 0.99))
-        # A part of the batch for each core: they meet once a step, where threads inside an operation meet at every one.
-        count = 1 if device.type == "cuda" else options.threads
-        self.workers = [ThreadPoolExecutor(1) for _ in range(count)]
         self.step, self.spent, self.offset = 0, 0.0, 0.0
         self.state_file = options.work / "state.pt"
         if self.state_file.exists():
@@ -298,12 +305,10 @@ class Trainer:
         )
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        parts = len(self.workers) if len(batch[0]) % len(self.workers) == 0 else 1
-        pieces = list(zip(*(half.to(self.device).chunk(parts) for half in batch), strict=True))
-        results = [worker.submit(self.gradients, *piece) for worker, piece in zip(self.workers, pieces, strict=False)]
-        losses, gradients = zip(*(result.result() for result in results), strict=True)
-        for parameter, *shares in zip(self.trained, *gradients, strict=True):
-            parameter.grad = torch.stack(shares).mean(dim=0)
+        source, target, gray = (part.to(self.device) for part in batch)
+        loss = loss_of(folded_forward(self.model, source), target, gray)
+        self.optimiser.zero_grad()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimiser.step()
         self.step += 1
@@ -311,12 +316,7 @@ class Trainer:
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
-        return float(np.mean(losses))
-
-    def gradients(self, source: Tensor, target: Tensor, gray: Tensor) -> tuple[float, tuple[Tensor, ...]]:
-        """The loss of a part of the batch and what it asks of every trained parameter."""
-        loss = loss_of(folded_forward(self.model, source), target, gray)
-        return float(loss.detach()), torch.autograd.grad(loss, self.trained)
+        return float(loss.detach())
 
     def run(self, pool: NDArray[np.uint8]) -> None:
         """Trains until the time is over, with a progress line, a sheet and a saved state every so often."""
@@ -336,9 +336,8 @@ class Trainer:
                 losses.clear()
                 self.save()
         self.save()
-        print(
-            f"done: step {self.step} {self.spent:.0f} s | {validate(self.average, pairs, self.options.work / 'sheet.png')}"
-        )
+        line = validate(self.average, pairs, self.options.work / "sheet.png")
+        print(f"done: step {self.step} {self.spent:.0f} s | {line}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -358,7 +357,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     pool = load_pool(options.work / "pool", options.pictures, options.seed, options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     Trainer(options, device).run(pool)
