@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,7 +69,8 @@ def basicsr_part(name: str) -> Any | None:
     """The basicsr submodule of that name, or None where basicsr is not installed.
 
     basicsr 1.4.2 asks for `torchvision.transforms.functional_tensor`, which torchvision 0.17 removed; the one function
-    it wants from there is supplied under the old name before the import.
+    it wants from there is supplied under the old name before the import. It imports names that SciPy has deprecated,
+    and SciPy's warnings about that are not the caller's.
     """
     if importlib.util.find_spec("basicsr") is None:
         return None
@@ -78,7 +80,9 @@ def basicsr_part(name: str) -> Any | None:
         stand_in = types.ModuleType(old_name)
         vars(stand_in)["rgb_to_grayscale"] = functional.rgb_to_grayscale
         sys.modules[old_name] = stand_in
-    return importlib.import_module(f"basicsr.{name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return importlib.import_module(f"basicsr.{name}")
 
 
 def gaussian_kernel(sigma_x: float, sigma_y: float, angle: float) -> NDArray[np.float32]:
