@@ -1,0 +1,215 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import degrade
+import lite_data
+import numpy as np
+import pytest
+import torch
+import train_lite
+
+from facefix import FaceFix, Photo, Recipe, networks, runtime
+from facefix.gpen import GPEN
+from facefix.networks import Network
+from facefix.types import Pixels
+
+WEIGHTS = Path(__file__).parents[1] / "weights" / "facefix-lite-256.safetensors"
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return networks.load(WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def pool() -> np.ndarray:
+    return lite_data.clean_pool(3, 4, 256)
+
+
+@pytest.fixture
+def face(portrait: np.ndarray) -> Pixels:
+    """(256, 256, 3) around the face of a photo that was not trained on."""
+    return portrait[0:256, 96:352].astype(np.float32) / np.float32(255)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the numbers of threads back, which training sets."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    yield
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])
+
+
+def restored(network: Network, picture: Pixels) -> Pixels:
+    return np.clip(runtime.run(network, [picture], batch=1)[0], 0, 1)
+
+
+def shaken(seed: int) -> GPEN:
+    """An identity network with everything moved a little, except that its style stays constant."""
+    model = train_lite.identity_network(seed)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.endswith("modulation.weight"):
+                parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
+    return model
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_made_pictures_come_from_the_seed_and_a_pool_can_grow(pool: np.ndarray) -> None:
+    assert pool.shape == (4, 256, 256, 3)
+    assert pool.dtype == np.uint8
+    np.testing.assert_array_equal(lite_data.clean_pool(3, 2, 256), pool[:2])
+    assert (np.ptp(pool, axis=(1, 2, 3)) > 40).all()
+    assert len({picture.tobytes() for picture in pool}) == 4
+
+
+def test_each_kind_of_picture_is_made_in_range() -> None:
+    rng = np.random.default_rng(1)
+    textures, photos = lite_data.Textures(rng), lite_data.free_photos()
+    for picture in (
+        lite_data.dead_leaves(rng, 128, textures),
+        lite_data.drawn_face(rng, 128, textures),
+        lite_data.photo_cut(rng, 128, photos),
+        lite_data.clean_picture(rng, 128, textures, []),
+    ):
+        assert picture.shape == (128, 128, 3)
+        assert picture.dtype == np.float32
+        assert 0 <= picture.min() < picture.max() <= 1
+
+
+def test_photos_have_rights_and_none_is_trained_on_and_judged_by() -> None:
+    assert not set(lite_data.FREE_PHOTOS) & set(lite_data.VALIDATION_PHOTOS)
+    for names in (lite_data.FREE_PHOTOS, lite_data.VALIDATION_PHOTOS):
+        assert len(lite_data.free_photos(tuple(names))) == len(names)
+        assert all(
+            right.startswith(("CC0 (", "public domain (", "no known copyright restrictions ("))
+            for right in names.values()
+        )
+
+
+def test_batches_depend_on_seed_and_step_alone(pool: np.ndarray) -> None:
+    source, target, gray = train_lite.make_batch(pool, 5, 17, 6, 64)
+    again = train_lite.make_batch(pool, 5, 17, 6, 64)
+    assert all(torch.equal(a, b) for a, b in zip((source, target, gray), again, strict=True))
+    assert not torch.equal(source, train_lite.make_batch(pool, 5, 18, 6, 64)[0])
+    assert source.shape == target.shape == (6, 3, 64, 64)
+    assert source.dtype == target.dtype == torch.float32
+    for batch in (source, target):
+        assert -1 <= batch.min() < batch.max() <= 1
+    for picture, is_gray in zip(target, gray, strict=True):
+        assert bool(is_gray) == bool((picture.amax(dim=0) - picture.amin(dim=0)).max() < 1e-5)
+
+
+# --- network and loss ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1000])
+def test_training_begins_with_the_identity(seed: int) -> None:
+    model = train_lite.identity_network(seed)
+    pictures = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    assert (model(pictures) - pictures).abs().max() < 1e-3
+    with torch.no_grad():
+        assert (model.eval()(pictures) - pictures).abs().max() < 1e-3
+
+
+def test_the_folded_forward_is_the_networks_own() -> None:
+    model = shaken(2)
+    pictures = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    with torch.no_grad():
+        expected = model(pictures)
+        found = train_lite.folded_forward(model, pictures)
+    assert (expected - pictures).abs().mean() > 0.05
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_pictures_for_training_may_be_smaller_and_oblong() -> None:
+    model = shaken(3)
+    pictures = torch.rand(1, 3, 128, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    with torch.no_grad():
+        assert train_lite.folded_forward(model, pictures).shape == pictures.shape
+
+
+def test_the_loss_is_psnr_with_edges_and_the_colour_of_grey_photos() -> None:
+    target = torch.zeros(2, 3, 16, 16)
+    gray = torch.tensor([0.0, 1.0])
+    assert float(train_lite.loss_of(target, target, gray)) == pytest.approx(np.log(2e-4))
+    flat = torch.full_like(target, 0.1)
+    assert float(train_lite.loss_of(flat, target, gray)) == pytest.approx(np.log(0.01 + 2e-4), rel=1e-5)
+    red = target.clone()
+    red[:, 0] = 0.3
+    expected = np.mean([np.log(0.03 + 2e-4), np.log(0.03 + 4 * 0.02 + 2e-4)])
+    assert float(train_lite.loss_of(red, target, gray)) == pytest.approx(expected, rel=1e-5)
+    stripes = target.clone()
+    stripes[..., ::2] = 0.1
+    expected = np.log(0.005 + 0.25 * 0.01 + 2e-4)
+    assert float(train_lite.loss_of(stripes, target, gray * 0)) == pytest.approx(expected, rel=1e-5)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def trained(work: Path, *more: str) -> dict[str, object]:
+    """The state after a call of the trainer, which takes at least one step wherever time is left."""
+    options = ["--pictures", "8", "--side", "64", "--batch", "2", "--threads", "1", "--seconds", "0.2", *more]
+    train_lite.main(["--work", str(work), *options])
+    state: dict[str, object] = torch.load(work / "state.pt", weights_only=True)
+    return state
+
+
+@pytest.mark.usefixtures("threads")
+def test_training_writes_weights_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    first = trained(tmp_path)
+    steps = int(str(first["step"]))
+    assert steps >= 1
+    network = networks.load(tmp_path / "lite.safetensors")
+    assert (network.in_size, network.out_size) == (256, 256)
+    assert (tmp_path / "sheet.png").is_file()
+    pictures = (tmp_path / "pool" / "000.npy").read_bytes()
+    assert int(str(trained(tmp_path, "--fresh-schedule")["step"])) > steps
+    assert (tmp_path / "pool" / "000.npy").read_bytes() == pictures
+
+
+# --- the weights that come with facefix ------------------------------------------------------------------------------
+
+
+def test_the_shipped_file_is_small_and_of_float16() -> None:
+    assert WEIGHTS.stat().st_size <= 12e6
+    state = networks.read_state(WEIGHTS)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16}
+    model = GPEN.from_state({name: tensor.float() for name, tensor in state.items()})
+    assert model.shape.channels == train_lite.CHANNELS
+    styles = [name for name in state if name.endswith("modulation.weight")]
+    assert styles
+    assert not any(state[name].any() for name in styles)
+
+
+def test_an_undamaged_face_comes_back_as_it_was(network: Network, face: Pixels) -> None:
+    assert (network.in_size, network.out_size) == (256, 256)
+    assert degrade.psnr(restored(network, face), face) >= 34
+
+
+@pytest.mark.parametrize(("sigma", "quality"), [(8, 70), (15, 50), (25, 35)])
+def test_a_noisy_jpeg_comes_out_better(network: Network, face: Pixels, sigma: float, quality: int) -> None:
+    noise = degrade.gaussian_noise_twin(face.shape, sigma, 11, gray=False)
+    source = degrade.jpeg_twin(np.clip(face + noise, 0, 1), quality)
+    result = restored(network, source)
+    assert degrade.psnr(result, face) > degrade.psnr(source, face)
+    assert degrade.ssim(result, face) > degrade.ssim(source, face)
+
+
+def test_a_grey_photo_stays_exactly_grey(portrait: np.ndarray) -> None:
+    rng = np.random.default_rng(4)
+    clean = portrait.astype(np.float32) / np.float32(255)
+    source, _ = degrade.degrade(clean, degrade.LEVELS["medium"], rng, "mono")
+    raster = np.rint(source * 255).astype(np.uint8)
+    assert not np.ptp(raster, axis=2).any()
+    fix = FaceFix.load(Recipe(restorer="facefix-lite-256", colour="auto"), device="cpu")
+    result = fix(Photo(raster))
+    assert [note.outcome for note in result.report.faces] == ["restored"]
+    assert (result.photo.raster != raster).any()
+    assert not np.ptp(result.photo.raster, axis=2).any()
