@@ -10,6 +10,7 @@ import importlib
 import math
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -30,6 +31,11 @@ State = dict[str, Tensor]
 WRAPPERS = ("g_ema", "params_ema", "params", "state_dict")
 EXPECTED = "expected a GPEN, GFPGAN or RestoreFormer checkpoint (.pth, .pt or .safetensors)"
 AGAIN = "download it again"
+# What torch's reader runs into when the bytes make no sense to it.
+DAMAGED = (
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, OverflowError,
+    struct.error,
+)  # fmt: skip
 
 
 class Network(nn.Module):
@@ -116,6 +122,10 @@ def read_state(path: Path) -> State:
     kind = _kind(path)
     state = _unwrapped(path, _read_safetensors(path) if kind == "safetensors" else _read_pickle(path, kind))
     for name, tensor in state.items():
+        # An expanded tensor of few stored numbers can claim to hold more than could ever be summed.
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise WeightsInvalid(path, f"holds {name} not as plain numbers (sparse, expanded or none); {EXPECTED}")
         if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float32))):
             raise WeightsInvalid(path, f"tensor {name} holds NaN or infinite numbers; {AGAIN}")
     return state
@@ -157,12 +167,14 @@ def _read_safetensors(path: Path) -> State:
 
 def _read_pickle(path: Path, kind: str) -> Any:
     """What torch reads from the file without running anything in it."""
-    if kind == "zip" and not zipfile.is_zipfile(path):
-        raise WeightsInvalid(path, f"is truncated: its table of contents is missing; {AGAIN}")
     try:
-        with warnings.catch_warnings():
+        if kind == "zip" and not zipfile.is_zipfile(path):
+            raise WeightsInvalid(path, f"is truncated: its table of contents is missing; {AGAIN}")
+        # Torch takes the format from a path that ends so; given the open file it looks inside.
+        mapped = kind == "zip" and path.suffix.lower() != ".safetensors" and _is_stored(path)
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL `?([\w.]+)|(?<=global: )`?(?!GLOBAL)([\w.]+)", str(error))
         if wanted:
@@ -171,12 +183,24 @@ def _read_pickle(path: Path, kind: str) -> Any:
                 f"is a pickle that asks for {wanted[1] or wanted[2]}; it was not run, as only tensors are read: "
                 "do not trust this file, or have its author save a plain state dict",
             ) from None
+        if "Unsupported operand" in str(error):
+            raise WeightsInvalid(
+                path,
+                "is a damaged pickle, or of a protocol that cannot be read without running what is in it; it was not "
+                f"run; {EXPECTED}; {AGAIN}, or have its author save a plain state dict",
+            ) from None
         raise WeightsInvalid(path, f"is a damaged or foreign pickle; {EXPECTED}; {AGAIN}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
+    except (*DAMAGED, OSError, zipfile.BadZipFile) as error:
         what = "a TorchScript archive" if "torchscript" in str(error).lower() else "damaged or truncated"
         if kind == "zip" and re.search(r"data\.pkl|not in a subdirectory", str(error)):
             what = "a zip archive without a checkpoint in it"
         raise WeightsInvalid(path, f"is {what}; {EXPECTED}; {AGAIN}") from None
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether nothing in the archive is compressed, as only then its bytes are the tensors' own."""
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _unwrapped(path: Path, found: Any) -> State:
@@ -190,10 +214,16 @@ def _unwrapped(path: Path, found: Any) -> State:
         raise WeightsInvalid(path, f"holds {_article(found)}, not named tensors; {EXPECTED}")
     strange = next((name for name, value in found.items() if not isinstance(value, Tensor)), None)
     if strange is not None:
-        raise WeightsInvalid(path, f"holds {_article(found[strange])} under {strange!r}, not a tensor; {EXPECTED}")
-    if all(isinstance(name, str) and name.startswith("module.") for name in found):
-        return {name.removeprefix("module."): value for name, value in found.items()}
-    return {str(name): value for name, value in found.items()}
+        raise WeightsInvalid(
+            path, f"holds {_article(found[strange])} under {str(strange)[:40]!r}, not a tensor; {EXPECTED}"
+        )
+    state = {str(name): value.detach() for name, value in found.items()}
+    odd = next((name for name in state if not name.isprintable() or len(name) > 200), None)
+    if odd is not None:  # messages name tensors, and stay one short line
+        raise WeightsInvalid(path, f"holds a tensor under the name {odd[:40]!r}, which no network has; {EXPECTED}")
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
 
 
 def _article(value: object) -> str:
@@ -273,7 +303,7 @@ def _through_spandrel(path: Path, state: State, where: torch.device, dtype: torc
     try:
         spandrel = importlib.import_module("spandrel")
     except ImportError:
-        advice = "for GFPGAN and RestoreFormer files, `pip install 'facefix[restorers]'`"
+        advice = "for GFPGAN and RestoreFormer files, `pip install 'facefix[spandrel]'`"
         raise WeightsInvalid(path, f"is not a GPEN network (first tensors: {names}); {EXPECTED}; {advice}") from None
     try:
         found = spandrel.ModelLoader().load_from_state_dict(state)

@@ -19,7 +19,7 @@ from facefix.errors import DeviceError
 from facefix.types import Pixels
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FULL = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate")
+_FULL = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate", "alloc_failed")
 
 
 class Runnable(Protocol):
@@ -150,8 +150,11 @@ def in_batches(
     """The computed parts in order, each of `size` pictures; the size is halved whenever one runs out of memory.
 
     Raises:
+        ValueError: size is below 1.
         DeviceError: a part of one picture runs out of memory.
     """
+    if size < 1:
+        raise ValueError(f"expected a batch of at least 1, got {size}")
     done = 0
     while done < len(pictures):
         group = pictures[done : done + size]
@@ -175,6 +178,7 @@ def _attempt(compute: Callable[[Sequence[Pixels]], Tensor], group: Sequence[Pixe
         return compute(group), ""
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = str(error) or type(error).__name__
-        if isinstance(error, RuntimeError) and not any(sign in text.lower() for sign in _FULL):
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not full and not any(sign in text.lower() for sign in _FULL):
             raise
         return None, text.splitlines()[0].strip().rstrip(".")

@@ -1,192 +1,534 @@
-"""Weight files: what loads, and how everything else is refused."""
+"""A weight file becomes the network that its tensors describe, or is refused in one line, and nothing in it runs."""
 
+import importlib
+import io
+import os
 import pickle
+import random
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from facefix import networks
+from facefix import networks, runtime
 from facefix.errors import DeviceError, WeightsInvalid, WeightsMissing
 from facefix.gpen import GPEN
 
+State = dict[str, Tensor]
+EXPECTED = "expected a GPEN, GFPGAN or RestoreFormer checkpoint"
+
+
+def made(model: nn.Module, seed: int = 0) -> State:
+    """Every tensor of the model, drawn anew so that none is zero and all of them matter; the blur kernels as they are.
+
+    A model on the meta device serves too: only its names and shapes are needed.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".kernel"):
+            state[name] = tensor.clone()
+            continue
+        drawn = torch.randn(tensor.shape, generator=draw)
+        if name.endswith("bias") or tensor.ndim < 2:
+            drawn *= 0.1
+        elif not isinstance(model, GPEN):
+            drawn *= tensor[0].numel() ** -0.5
+        elif ".style." in name:  # stored divided by the learning rate multiplier
+            drawn *= 100
+        state[name] = drawn + (1 if name.endswith(("modulation.bias", "noise.weight")) else 0)
+    return state
+
+
+def small(size: int = 32, **options: Any) -> GPEN:
+    options.setdefault("channels", [8] * (size.bit_length() - 2))
+    options.setdefault("style_dim", 16)
+    options.setdefault("n_mlp", 2)
+    return GPEN(size, **options)
+
 
 @pytest.fixture(scope="module")
-def state() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return dict(GPEN(32, [8] * 4, style_dim=16, n_mlp=2).state_dict())
+def state() -> State:
+    return made(small())
 
 
-class Hostile:
-    """Makes a file where it was told to, if anything ever unpickles it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return Path.touch, (self.path,)
+def faces(network: networks.Network, count: int = 1, seed: int = 1) -> Tensor:
+    size = network.in_size
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_wrapped_prefixed_legacy_and_half_files_are_one_network(tmp_path: Path, state: dict) -> None:
-    picture = torch.rand(2, 3, 32, 32) * 2 - 1
-    torch.save(state, tmp_path / "plain.pth")
-    torch.save({"g_ema": {f"module.{k}": v for k, v in state.items()}, "step": 3}, tmp_path / "wrapped.pt")
-    torch.save({"state_dict": {"params_ema": state}}, tmp_path / "twice.pth")
-    torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
-    save_file(state, tmp_path / "plain.safetensors")
-    expected = networks.load(tmp_path / "plain.pth")(picture)
-    for name in ("wrapped.pt", "twice.pth", "legacy.pth", "plain.safetensors"):
-        assert torch.equal(networks.load(tmp_path / name)(picture), expected), name
-    save_file({k: v.half() for k, v in state.items()}, tmp_path / "half.safetensors")
-    half = networks.load(tmp_path / "half.safetensors")
-    assert half.dtype == torch.float32
-    assert (half(picture) - expected).norm() / expected.norm() < 0.01
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
 
 
-def test_a_loaded_network_says_what_it_is(tmp_path: Path, state: dict) -> None:
-    torch.save(state, tmp_path / "GPEN-BFR-2048.pth")
-    network = networks.load(str(tmp_path / "GPEN-BFR-2048.pth"), device="auto", precision="auto")
-    assert (network.architecture, network.in_size, network.out_size, network.size) == ("GPEN", 32, 32, 32)
-    assert not network.training
+def refusal(path: Path) -> str:
+    """The problem that the file is refused for, after the checks that hold for every refusal."""
+    with pytest.raises(WeightsInvalid) as caught:
+        networks.load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.isprintable()
+    assert message.startswith(f"{path}: ")
+    assert caught.value.path == path
+    assert len(caught.value.problem) < 600
+    return caught.value.problem
+
+
+def saved(path: Path, content: object, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+# --- dimensions from the tensors -------------------------------------------------------------------------------------
+
+SHAPES = {
+    "published widths": {"size": 64, "channels": [64, 64, 64, 32, 16], "style_dim": 64, "n_mlp": 8},
+    "smallest": {"size": 8, "channels": [4, 3], "style_dim": 5, "n_mlp": 1},
+    "odd and growing": {"size": 32, "channels": [3, 17, 5, 29], "style_dim": 7, "n_mlp": 3},
+    "one channel": {"size": 16, "channels": [1, 1, 1], "style_dim": 1, "n_mlp": 1},
+    "injected apart": {
+        "size": 32, "channels": [8, 6, 5, 4], "injected": [2, 9, 1, 3], "style_dim": 11, "n_mlp": 5,
+    },
+    "SR": {"size": 64, "in_size": 16, "channels": [12, 10, 8, 6, 4], "style_dim": 16, "n_mlp": 4},
+    "SR by two, injected apart": {
+        "size": 32, "in_size": 16, "channels": [9, 7, 5, 3], "injected": [4, 4, 4, 2], "style_dim": 8, "n_mlp": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
+def test_dimensions_are_found_from_the_tensors(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = GPEN(**options)
+    tensors = made(model)
+    shuffled = dict(sorted(tensors.items(), key=lambda item: hash(item[0][::-1])))
+    network = networks.load(saved(tmp_path / "GPEN-BFR-2048.pth", {"g_ema": shuffled}))
+    assert network.architecture == "GPEN"
+    assert isinstance(network.body, GPEN)
+    assert network.body.shape == model.shape
+    assert (network.in_size, network.size) == (model.in_size, model.size)
+    model.load_state_dict(tensors)
+    with torch.no_grad():
+        expected = model.plain_forward(faces(network), model.noise_like(faces(network)))
+    assert expected.std() > 1e-3
+    assert relative(network(faces(network)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("in_size", [32, 16], ids=["same size", "SR"])
+def test_a_batch_equals_single_faces(tmp_path: Path, in_size: int) -> None:
+    network = networks.load(saved(tmp_path / "w.pth", made(small(in_size=in_size))))
+    batch = faces(network, 3)
+    together = network(batch)
+    assert together.shape == (3, 3, 32, 32)
+    for index in range(3):
+        assert relative(together[index : index + 1], network(batch[index : index + 1])) < 1e-5
+    assert relative(together[:1], together[1:2]) > 1e-3
+
+
+def test_it_is_in_evaluation_mode_and_free_of_gradients(tmp_path: Path, state: State) -> None:
+    network = networks.load(saved(tmp_path / "w.pth", state))
+    assert not any(module.training for module in network.modules())
     assert not any(parameter.requires_grad for parameter in network.parameters())
-    with pytest.raises(ValueError, match=r"expected \(B, 3, 32, 32\), got \(1, 3, 8, 8\)"):
-        network(torch.zeros(1, 3, 8, 8))
+    found = network(faces(network).requires_grad_())
+    assert not found.requires_grad
+    assert torch.equal(found, network(faces(network)))
 
 
-def test_bfloat16_gives_float32_pictures(tmp_path: Path, state: dict) -> None:
-    torch.save(state, tmp_path / "a.pth")
-    network = networks.load(tmp_path / "a.pth", precision="bfloat16")
-    assert network.dtype == torch.bfloat16
-    assert network(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 3, 16, 16), (1, 1, 32, 32), (1, 3, 32, 64)])
+def test_pictures_of_another_shape_are_refused(tmp_path: Path, state: State, shape: tuple[int, ...]) -> None:
+    network = networks.load(saved(tmp_path / "w.pth", state))
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 32, 32\)"):
+        network(torch.zeros(shape))
 
 
-def write(path: Path, content: object) -> None:
-    if isinstance(content, bytes):
-        path.write_bytes(content)
+@pytest.mark.parametrize("precision", ["bfloat16", torch.bfloat16])
+def test_reduced_precision_gives_float32_pictures_near_the_exact_ones(
+    tmp_path: Path, state: State, precision: str | torch.dtype
+) -> None:
+    path = saved(tmp_path / "w.pth", state)
+    network, exact = networks.load(path, precision=precision), networks.load(path)
+    assert (network.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+    found = network(faces(network))
+    assert found.dtype == torch.float32
+    assert 0 < relative(found, exact(faces(exact))) < 0.05
+
+
+def test_device_and_precision_are_checked_before_the_file(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError):
+        networks.load(tmp_path / "none.pth", device="gpu")
+    with pytest.raises(DeviceError):
+        networks.load(tmp_path / "none.pth", precision="float16")
+
+
+# --- wrappers and formats --------------------------------------------------------------------------------------------
+
+WRAPPINGS: dict[str, Callable[[State], object]] = {
+    "bare": lambda state: state,
+    "g_ema": lambda state: {"g": {}, "g_ema": state, "g_optim": {"lr": 0.002}},
+    "params_ema": lambda state: {"params": {"other": torch.zeros(1)}, "params_ema": state},
+    "params": lambda state: {"params": state},
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state, "name": "x"},
+    "two deep": lambda state: {"state_dict": {"params_ema": state}},
+    "module": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    "g_ema module": lambda state: {"g_ema": {f"module.{name}": tensor for name, tensor in state.items()}},
+    "parameters": lambda state: {name: nn.Parameter(tensor) for name, tensor in state.items()},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
+def test_wrappers_and_prefixes_come_off(tmp_path: Path, state: State, wrap: Callable[[State], object]) -> None:
+    found = networks.read_state(saved(tmp_path / "w.pth", wrap(state)))
+    assert list(found) == list(state)
+    assert all(torch.equal(found[name], state[name]) and not found[name].requires_grad for name in state)
+
+
+def compressed(path: Path, state: State) -> Path:
+    """The checkpoint as someone's archiver packed it anew: the tensors' bytes are no longer in the file as such."""
+    original = saved(path.with_suffix(".zip"), state)
+    with zipfile.ZipFile(original) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return path
+
+
+def as_safetensors(path: Path, state: State) -> Path:
+    save_file(state, path)
+    return path
+
+
+FORMATS: dict[str, tuple[str, Callable[[Path, State], Path]]] = {
+    "pth": ("w.pth", saved),
+    "pt": ("w.pt", saved),
+    "legacy": ("w.pth", lambda path, state: saved(path, state, _use_new_zipfile_serialization=False)),
+    "compressed zip": ("w.pth", compressed),
+    "pth under another name": ("w.safetensors", saved),
+    "legacy under another name": ("w.safetensors", lambda path, state: FORMATS["legacy"][1](path, state)),
+    "safetensors": ("w.safetensors", as_safetensors),
+    "safetensors under another name": ("w.pth", as_safetensors),
+}
+NARROW = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize(("name", "write"), FORMATS.values(), ids=FORMATS)
+def test_every_format_gives_the_same_network(
+    tmp_path: Path, state: State, name: str, write: Callable[[Path, State], Path], dtype: torch.dtype
+) -> None:
+    stored = {key: tensor.to(dtype) for key, tensor in state.items()}
+    path = write(tmp_path / name, stored)
+    network = networks.load(path)
+    found = network.body.state_dict()
+    assert all(found[key].dtype == torch.float32 for key in stored)
+    assert all(torch.equal(found[key], tensor.float()) for key, tensor in stored.items())
+    assert torch.isfinite(network(faces(network))).all()
+
+
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+
+class Code:
+    """Creates the file when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.witness),)
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "ran"
+    yield path
+    assert not path.exists()
+
+
+def test_the_code_of_these_tests_would_run_in_a_plain_unpickler(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Code(tmp_path / "ran")))
+    assert (tmp_path / "ran").is_dir()
+
+
+@pytest.mark.parametrize("container", ["pickle", "zip", "legacy"])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_nothing_in_a_pickle_runs(tmp_path: Path, witness: Path, state: State, container: str, protocol: int) -> None:
+    content = {"g_ema": state, "extra": Code(witness)}
+    path = tmp_path / "w.pth"
+    if container == "pickle":
+        path.write_bytes(pickle.dumps({"extra": Code(witness)}, protocol))
     else:
-        torch.save(content, path)
+        saved(path, content, pickle_protocol=protocol, _use_new_zipfile_serialization=container == "zip")
+    problem = refusal(path)
+    if protocol in (2, 3):
+        assert f"asks for {os.mkdir.__module__}.mkdir" in problem
+        assert "not run" in problem
+    elif protocol >= 4:
+        assert "not run" in problem
+    else:
+        assert EXPECTED in problem
+
+
+def test_a_harmless_pickle_that_torch_cannot_read_is_refused_with_advice(tmp_path: Path, state: State) -> None:
+    problem = refusal(saved(tmp_path / "w.pth", state, pickle_protocol=4))
+    assert "have its author save a plain state dict" in problem
+
+
+def test_code_where_the_weights_should_be_and_of_the_oldest_kind_does_not_run(tmp_path: Path, witness: Path) -> None:
+    assert "asks for" in refusal(saved(tmp_path / "a.pth", Code(witness)))
+    oldest = tmp_path / "b.pth"
+    oldest.write_bytes(f"cos\nmkdir\n(V{witness}\ntR.".encode())
+    assert "pickle of the oldest kind" in refusal(oldest)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", "x" * 10_000], ids=["lines", "escape", "long"])
+def test_names_of_tensors_cannot_spoil_the_message(tmp_path: Path, state: State, name: str) -> None:
+    for index, content in enumerate(
+        [{name: torch.zeros(2)}, {name: torch.tensor([torch.nan])}, {**state, name: torch.zeros(2)}, {name: "text"}]
+    ):
+        assert name[:5].encode("unicode_escape").decode() in refusal(saved(tmp_path / f"{index}.pth", content))
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"", "is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer"),
-        (b"\n<!DOCTYPE html><html><body>Not found</body></html>", "web page"),
-        (b"<html>", "web page"),
-        (b"no weights here\n", "text file"),
-        (bytes(range(200, 256)) * 40, "no known kind"),
-        (b"\x80\x02", "damaged or truncated"),
-        ([1, 2], "a value of type list, not named tensors"),
-        ({}, "an empty dict"),
-        ({"epoch": 3}, "'epoch', not a tensor"),
-        ({"weight": torch.ones(3), "bias": torch.ones(3)}, r"another network \(first tensors: weight, bias\)"),
-    ],
+    "tensor",
+    [torch.zeros(1).expand(10**6, 10**6), torch.zeros(3, 3, device="meta"), torch.eye(3).to_sparse()],
+    ids=["expanded to 4 TB", "without numbers", "sparse"],
 )
-def test_what_is_no_network_is_refused_in_one_line(tmp_path: Path, content: object, problem: str) -> None:
-    if "first tensors" in problem:
-        pytest.importorskip("spandrel")
-    path = tmp_path / "GPEN-BFR-512.pth"
-    write(path, content)
-    with pytest.raises(WeightsInvalid, match=problem) as caught:
-        networks.load(path)
-    assert str(caught.value).startswith(f"{path}: ")
+def test_tensors_that_are_not_plain_numbers_are_refused(tmp_path: Path, state: State, tensor: Tensor) -> None:
+    content = {**state, "generator.conv1.conv.weight": tensor}
+    assert "generator.conv1.conv.weight not as plain numbers" in refusal(saved(tmp_path / "w.pth", content))
+
+
+def test_whatever_is_damaged_is_refused_or_read(tmp_path: Path) -> None:
+    """Bytes changed at random, in every container, never end in another error than ours."""
+    tensors = made(small(8, channels=[2, 2], style_dim=2, n_mlp=1))
+    originals = [
+        saved(tmp_path / "zip", tensors).read_bytes(),
+        saved(tmp_path / "legacy", tensors, _use_new_zipfile_serialization=False).read_bytes(),
+        as_safetensors(tmp_path / "safetensors", tensors).read_bytes(),
+    ]
+    draw = random.Random(0)
+    path = tmp_path / "w.pth"
+    messages = []
+    for turn in range(240):
+        data = bytearray(originals[turn % 3])
+        for _ in range(draw.choice([1, 20])):
+            data[draw.randrange(min(len(data), 5000))] = draw.randrange(256)
+        path.write_bytes(data)
+        try:
+            networks.load(path)
+        except WeightsInvalid as error:
+            messages.append(str(error))
+    assert len(messages) > 60
+    assert not any("\n" in message for message in messages)
+
+
+# --- what is no checkpoint -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [saved, FORMATS["legacy"][1], as_safetensors], ids=["pth", "legacy", "safetensors"])
+@pytest.mark.parametrize("part", [0.02, 0.5, 0.999])
+def test_truncated_files_are_refused(
+    tmp_path: Path, state: State, write: Callable[[Path, State], Path], part: float
+) -> None:
+    whole = write(tmp_path / "whole", state).read_bytes()
+    path = tmp_path / "w.pth"
+    path.write_bytes(whole[: int(part * len(whole))])
+    problem = refusal(path)
+    assert "truncated" in problem or "damaged" in problem
+    assert "download it again" in problem
+
+
+def zipped(**files: str) -> bytes:
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return memory.getvalue()
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 284085738\n"
+JUNK: dict[str, tuple[bytes, str]] = {
+    "LFS pointer": (POINTER.encode(), "is a Git LFS pointer"),
+    "web page": (b"<!DOCTYPE html>\n<html><body>Quota exceeded</body></html>", "is a web page"),
+    "web page after blanks": (b"\r\n  <HTML>\n<head>", "is a web page"),
+    "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
+    "text": (b"Not Found\n", "is a text file"),
+    "JSON": (b'{"error": {"code": 404}}\n', "is a text file"),
+    "empty": (b"", "is empty"),
+    "one byte": (b"\x80", "is of no known kind"),
+    "JPEG": (b"\xff\xd8\xff\xe0" + bytes(600), "is of no known kind (it begins with ffd8ffe0)"),
+    "zeros": (bytes(5000), "is of no known kind"),
+    "another zip": (zipped(**{"a.txt": "x", "b/c.txt": "y"}), "is a zip archive without a checkpoint"),
+    "huge safetensors header": (b"\xff\xff\xff\xff\xff\xff\xff\x7f{", "damaged or truncated safetensors"),
+}
+
+
+@pytest.mark.parametrize(("content", "what"), JUNK.values(), ids=JUNK)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_other_files_are_named_for_what_they_are(tmp_path: Path, content: bytes, what: str, suffix: str) -> None:
+    path = tmp_path / f"GPEN-BFR-512{suffix}"
+    path.write_bytes(content)
+    assert what in refusal(path)
+
+
+def test_folders_and_missing_files(tmp_path: Path) -> None:
+    assert "is a folder" in refusal(tmp_path)
+    with pytest.raises(WeightsMissing) as caught:
+        networks.load(tmp_path / "none.pth")
+    assert str(tmp_path / "none.pth") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_folders_and_missing_files_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(WeightsInvalid, match="is a folder"):
-        networks.load(tmp_path)
-    with pytest.raises(WeightsMissing, match="no such file"):
-        networks.load(tmp_path / "absent.pth")
-
-
-@pytest.mark.parametrize("kept", [0.02, 0.5, 0.999])
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_truncated_files_are_refused(tmp_path: Path, state: dict, kind: str, kept: float) -> None:
-    path = tmp_path / "a"
-    if kind == "safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(WeightsInvalid, match=r"truncated|damaged"):
-        networks.load(path)
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "protocol 0", "protocol 2", "protocol 4", "wrapped"])
-def test_nothing_in_a_hostile_file_runs(tmp_path: Path, form: str) -> None:
-    path, mark = tmp_path / "a.pth", tmp_path / "mark"
-    if form.startswith("protocol"):
-        path.write_bytes(pickle.dumps(Hostile(mark), int(form[-1])))
-    else:
-        content = {"g_ema": {"weight": Hostile(mark)}} if form == "wrapped" else Hostile(mark)
-        torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
-    with pytest.raises(WeightsInvalid, match="pickle"):
-        networks.load(path)
-    assert not mark.exists()
-    if form.startswith("protocol"):  # the file does do harm to those who trust it
-        pickle.loads(path.read_bytes())
-        assert mark.exists()
-
-
-def test_other_archives_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    with pytest.raises(WeightsInvalid, match="zip archive without a checkpoint"):
-        networks.load(path)
-
-
 @pytest.mark.parametrize(
-    ("name", "change", "problem"),
+    ("content", "what"),
     [
-        ("ecd2.0.2.bias", None, "ecd2.0.2.bias is missing"),
-        ("generator.convs.2.conv.weight", None, "generator.convs.2.conv.weight is missing"),
-        ("generator.conv1.activate.bias", None, "generator.conv1.activate.bias is missing"),
-        (
-            "final_linear.0.weight",
-            torch.zeros(16, 3),
-            r"final_linear.0.weight has shape \(16, 3\) instead of \(16, 128\)",
-        ),
-        ("generator.extra", torch.zeros(1), "generator.extra is unknown"),
-        ("ecd1.0.2.bias", torch.zeros(8, dtype=torch.int32), "ecd1.0.2.bias is torch.int32"),
-        ("ecd1.0.2.bias", torch.full((8,), torch.nan), "ecd1.0.2.bias holds NaN"),
-        ("ecd1.0.2.bias", torch.full((8,), torch.inf), "ecd1.0.2.bias holds NaN or infinite"),
-        ("ecd1.0.0.kernel", torch.ones(4, 4), "another blur kernel"),
+        ([torch.zeros(2)], "a value of type list, not named tensors"),
+        (torch.zeros(2), "a value of type Tensor, not named tensors"),
+        ({}, "an empty dict"),
+        ({"g_ema": {}}, "an empty dict"),
+        ({"epoch": 3, "lr": 0.1}, "a value of type int under 'epoch'"),
+        ({"params": torch.zeros(2)}, "first tensors: params"),
+        ({0: torch.zeros(2)}, "first tensors: 0"),
     ],
+    ids=str,
 )
+def test_content_that_is_no_state_dict(tmp_path: Path, content: object, what: str) -> None:
+    assert what in refusal(saved(tmp_path / "w.pth", content))
+
+
+def test_a_network_for_other_purposes_is_named_by_its_first_tensors(tmp_path: Path) -> None:
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    problem = refusal(saved(tmp_path / "w.pth", other.state_dict()))
+    assert "another network (first tensors: 0.weight, 0.bias, 1.weight)" in problem
+    assert EXPECTED in problem
+
+
+def test_a_network_that_spandrel_knows_but_restores_no_faces_is_named(tmp_path: Path) -> None:
+    architecture = importlib.import_module("spandrel.architectures.Compact").Compact
+    compact = architecture(num_in_ch=3, num_out_ch=3, num_feat=8, num_conv=1, upscale=2)
+    problem = refusal(saved(tmp_path / "w.pth", {"params": compact.state_dict()}))
+    assert "is a Compact network (first tensors: body.0.weight" in problem
+
+
+def without(state: State, name: str) -> State:
+    return {key: tensor for key, tensor in state.items() if key != name}
+
+
+FIRST = "generator.convs.0.conv.weight"
+MISFITS: dict[str, tuple[Callable[[State], State], str]] = {
+    "missing": (lambda s: without(s, "generator.to_rgbs.1.bias"), "generator.to_rgbs.1.bias is missing"),
+    "missing head": (lambda s: without(s, "final_linear.0.weight"), "final_linear.0.weight is missing"),
+    "missing level": (lambda s: without(s, "ecd2.0.1.weight"), "ecd2.0.1.weight is missing"),
+    "unknown": (lambda s: {**s, "extra.weight": torch.zeros(2)}, "extra.weight is unknown"),
+    "shape": (lambda s: {**s, FIRST: torch.zeros(1, 8, 15, 3, 3)}, f"{FIRST} has shape (1, 8, 15, 3, 3) instead of"),
+    "shapes": (lambda s: {k: v[:1] if "to_rgbs" in k else v for k, v in s.items()}, "more; expected"),
+    "no axes": (lambda s: {**s, FIRST: torch.tensor(1.0)}, "no complete GPEN network"),
+    "integers": (lambda s: {**s, FIRST: s[FIRST].int()}, f"{FIRST} is torch.int32"),
+    "kernel": (lambda s: {**s, "ecd1.0.0.kernel": torch.full((4, 4), 1 / 16)}, "another blur kernel (ecd1.0.0.kernel)"),
+    "NaN": (lambda s: {**s, FIRST: s[FIRST] * torch.nan}, f"tensor {FIRST} holds NaN"),
+    "one infinity": (lambda s: {**s, "final_linear.0.bias": torch.tensor([torch.inf] + [0.0] * 15)}, "infinite"),
+    "half infinity": (lambda s: {**s, FIRST: torch.full_like(s[FIRST], torch.inf, dtype=torch.half)}, "infinite"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "what"), MISFITS.values(), ids=MISFITS)
+@pytest.mark.parametrize("write", [saved, as_safetensors], ids=["pth", "safetensors"])
 def test_tensors_that_do_not_fit_are_named(
-    tmp_path: Path, state: dict, name: str, change: torch.Tensor | None, problem: str
+    tmp_path: Path,
+    state: State,
+    spoil: Callable[[State], State],
+    what: str,
+    write: Callable[[Path, State], Path],
 ) -> None:
-    path = tmp_path / "a.pth"
-    changed = {k: v for k, v in state.items() if k != name} | ({} if change is None else {name: change})
-    torch.save(changed, path)
-    with pytest.raises(WeightsInvalid, match=problem):
-        networks.load(path)
+    spoilt = {name: tensor.contiguous() for name, tensor in spoil(state).items()}
+    assert what in refusal(write(tmp_path / "w.pth", spoilt))
 
 
-def test_the_text_file_of_the_shared_data_is_refused(shared: Path) -> None:
-    with pytest.raises(WeightsInvalid, match="text file"):
-        networks.load(shared / "badinputs" / "text_as_weights.pth")
+# --- GFPGAN and RestoreFormer ----------------------------------------------------------------------------------------
+
+RESTOREFORMER = {
+    "n_embed": 1024, "embed_dim": 256, "ch": 64, "out_ch": 3, "ch_mult": (1, 2, 2, 4, 4, 8), "num_res_blocks": 2,
+    "attn_resolutions": (16,), "in_channels": 3, "resolution": 512, "z_channels": 256, "double_z": False,
+    "enable_mid": True, "head_size": 8,
+}  # fmt: skip
+NARROW_RESTOREFORMER = RESTOREFORMER | {
+    "n_embed": 64, "embed_dim": 32, "ch": 32, "ch_mult": (1,) * 6, "num_res_blocks": 1, "z_channels": 32,
+}  # fmt: skip
+GFPGAN = {
+    "out_size": 512, "num_style_feat": 512, "channel_multiplier": 2, "num_mlp": 8, "input_is_latent": True,
+    "different_w": True, "narrow": 1, "sft_half": True, "fix_decoder": False,
+}  # fmt: skip
+
+
+def foreign_file(path: Path, architecture: str, dimensions: dict[str, Any], spoil: str = "") -> Path:
+    """A checkpoint with made weights in the names and shapes of the architecture; the tensor `spoil` left out."""
+    module = importlib.import_module(f"spandrel.architectures.{architecture}")
+    with torch.device("meta"):
+        model = getattr(module, architecture)(**dimensions)
+    return saved(path, {"params_ema": without(made(model), spoil)})
+
+
+def check_range(network: networks.Network, first: str) -> Tensor:
+    """The output for one random picture 0..1, of which the first layer got -1..1."""
+    model = network.body.model
+    taken: list[Tensor] = []
+    hook = model.get_submodule(first).register_forward_pre_hook(lambda _, given: taken.append(given[0].clone()))
+    picture = np.random.default_rng(0).random((512, 512, 3), np.float32)
+    with torch.inference_mode():
+        result = network(runtime.to_batch([picture]))
+    hook.remove()
+    assert result.shape == (1, 3, 512, 512)
+    assert result.dtype == torch.float32
+    expected = torch.from_numpy(picture * 2 - 1).permute(2, 0, 1)[None]
+    assert torch.allclose(taken[0], expected, atol=1e-6)
+    return result
+
+
+def test_restoreformer_takes_and_gives_minus_one_to_one(tmp_path: Path) -> None:
+    path = foreign_file(tmp_path / "w.pth", "RestoreFormer", NARROW_RESTOREFORMER)
+    network = networks.load(path)
+    assert (network.architecture, network.in_size, network.size) == ("RestoreFormer", 512, 512)
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    result = check_range(network, "encoder.conv_in")
+    assert result.min() < -0.05  # spandrel's own call would have given 0..1
+    twin = importlib.import_module("spandrel").ModelLoader().load_from_file(path)
+    picture = torch.from_numpy(np.random.default_rng(0).random((512, 512, 3), np.float32)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        assert torch.allclose(twin(picture), (result / 2 + 0.5).clamp(0, 1), atol=1e-5)
+
+
+def test_restorers_refuse_precisions_that_they_cannot_compute_with_and_incomplete_files(tmp_path: Path) -> None:
+    path = foreign_file(tmp_path / "w.pth", "RestoreFormer", NARROW_RESTOREFORMER)
+    assert networks.load(path, precision="bfloat16").dtype == torch.bfloat16
+    spoilt = foreign_file(tmp_path / "s.pth", "RestoreFormer", NARROW_RESTOREFORMER, "decoder.norm_out.weight")
+    problem = refusal(spoilt)
+    assert "is incomplete or of unknown dimensions" in problem
+    assert "decoder.norm_out.weight" in problem
 
 
 @pytest.mark.slow
-def test_gfpgan_loads_through_the_same_door(tmp_path: Path) -> None:
-    arch = pytest.importorskip("spandrel.architectures.GFPGAN")
-    torch.manual_seed(0)
-    model = arch.GFPGAN(
-        out_size=512, num_style_feat=512, channel_multiplier=2, fix_decoder=False, num_mlp=8, input_is_latent=True,
-        different_w=True, narrow=1, sft_half=True,
-    )  # fmt: skip
-    torch.save({"params_ema": model.state_dict()}, tmp_path / "a.pth")
-    network = networks.load(tmp_path / "a.pth")
-    assert (network.architecture, network.size, network.training) == ("GFPGAN", 512, False)
-    picture = torch.rand(1, 3, 512, 512) * 2 - 1
-    assert torch.equal(network(picture), network(picture))
-    with pytest.raises(DeviceError, match="needs a GPU"):
-        networks.load(tmp_path / "a.pth", precision="float16")
+def test_restoreformer_loads_in_its_published_shapes(tmp_path: Path) -> None:
+    network = networks.load(foreign_file(tmp_path / "w.pth", "RestoreFormer", RESTOREFORMER))
+    assert (network.architecture, network.size) == ("RestoreFormer", 512)
+    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(72.68e6, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_gfpgan_takes_and_gives_minus_one_to_one_the_same_every_time(tmp_path: Path) -> None:
+    network = networks.load(foreign_file(tmp_path / "w.pth", "GFPGAN", GFPGAN))
+    assert (network.architecture, network.in_size, network.size) == ("GFPGAN", 512, 512)
+    assert not any(module.training for module in network.modules())
+    decoder = network.body.model.stylegan_decoder
+    assert decoder.style_conv1.weight.abs().max() > 0  # so that noise drawn anew would be seen
+    drawn: list[Tensor] = []
+    hook = decoder.to_rgbs[-1].register_forward_hook(lambda *call: drawn.append(call[2].clone()))
+    result = check_range(network, "conv_body_first")
+    hook.remove()
+    assert torch.equal(drawn[0], result)  # the range of the last layer is the network's
+    picture = np.random.default_rng(0).random((512, 512, 3), np.float32)
+    assert torch.equal(network(runtime.to_batch([picture])), result)
