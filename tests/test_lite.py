@@ -161,6 +161,7 @@ def trained(work: Path, *more: str) -> dict[str, object]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_training_writes_weights_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first = trained(tmp_path)
