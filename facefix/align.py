@@ -3,8 +3,8 @@
 Every picture is warped the same way, whichever direction it goes:
     big to small  halve by binomial filters until two to four source pixels make one, low-pass with a Lanczos kernel of
                   the right width that also makes good what the halving dimmed, then sample.
-    small to big  double with a Lanczos kernel first (separable, so cheap), then sample; sampling a doubled picture
-                  by a cubic loses hardly anything up to the source's own limit.
+    small to big  double (small pictures: quadruple) with a Lanczos kernel first, separable, so cheap, then sample;
+                  that loses hardly anything up to the source's own limit.
 A crop reads only the box of the photo that it needs, strip by strip, and reflects the photo at its frame.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +28,7 @@ _FIT_FLOOR = 0.5
 _TILE_PX = 512
 _STRIP_PX = 1 << 21
 _REACH = 3.0
+_QUADRUPLED_PX = 1 << 16
 
 
 def _template(name: str, *points: tuple[float, float]) -> Template:
@@ -238,33 +240,50 @@ def halvings(density: float) -> int:
     return max(0, math.floor(math.log2(density)) - 1)
 
 
-def prepared(pixels: NDArray[np.float32], density: float) -> tuple[NDArray[np.float32], Matrix]:
-    """The picture ready for `sampled` at `density` source pixels a sample, and the transform prepared_from_source.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A picture filtered for sampling at one density; made by `prepared`."""
+
+    pixels: NDArray[np.float32]
+    prepared_from_source: Matrix
+    kernel: int
+    """cv2.INTER_LINEAR where the filtered picture is so much finer than the samples that it is enough, else cubic."""
+
+
+def prepared(pixels: NDArray[np.float32], density: float) -> Prepared:
+    """The picture ready for `sampled` at `density` source pixels a sample.
 
     Args:
         pixels: (h, w) or (h, w, 1 to 4) float32.
         density: source pixels for one destination pixel, as a length.
     """
     if density <= 1:
-        doubled = (pixels.shape[1] * 2, pixels.shape[0] * 2)
-        return _array(cv2.resize(pixels, doubled, interpolation=cv2.INTER_LANCZOS4)), scaling(2.0)
+        small = density < 0.35 and pixels.shape[0] * pixels.shape[1] <= _QUADRUPLED_PX
+        times = 4 if small else 2
+        size = (pixels.shape[1] * times, pixels.shape[0] * times)
+        larger = _array(cv2.resize(pixels, size, interpolation=cv2.INTER_LANCZOS4))
+        return Prepared(larger, scaling(times), cv2.INTER_LINEAR if small else cv2.INTER_CUBIC)
     times = halvings(density)
     for _ in range(times):
         pixels = _array(cv2.pyrDown(pixels, borderType=cv2.BORDER_REPLICATE))
-    taps = _low_pass(density / 2**times, times)
+    linear = density >= 2
+    taps = _low_pass(density / 2**times, times, linear)
     # pyrDown keeps pixel 2i as pixel i, so here a half is x/2 and not a scaling about centres
     prepared_from_source = np.array([[0.5**times, 0, 0], [0, 0.5**times, 0]], np.float64)
-    return _array(cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)), prepared_from_source
+    filtered = _array(cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REPLICATE))
+    return Prepared(filtered, prepared_from_source, cv2.INTER_LINEAR if linear else cv2.INTER_CUBIC)
 
 
 def sampled(
-    source: NDArray[np.float32], dst_from_source: Matrix, size: tuple[int, int], border: int = cv2.BORDER_REPLICATE
+    pixels: NDArray[np.float32],
+    dst_from_pixels: Matrix,
+    size: tuple[int, int],
+    kernel: int,
+    border: int = cv2.BORDER_REPLICATE,
 ) -> NDArray[np.float32]:
-    """The prepared picture sampled by a cubic on a grid of `size` (width, height); `border` as OpenCV names it."""
-    inverse = invert(dst_from_source)
-    return _array(
-        cv2.warpAffine(source, inverse, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=border)
-    )
+    """Prepared pixels sampled on a grid of `size` (width, height); kernel and border as OpenCV names them."""
+    flags = kernel | cv2.WARP_INVERSE_MAP
+    return _array(cv2.warpAffine(pixels, invert(dst_from_pixels), size, flags=flags, borderMode=border))
 
 
 def warp(
@@ -280,8 +299,9 @@ def warp(
 
     Source: checked against a float64 sum over a stretched Lanczos kernel in the tests.
     """
-    source, source_from_src = prepared(pixels, 1 / magnification(dst_from_src))
-    return sampled(source, compose(dst_from_src, invert(source_from_src)), size, border)
+    ready = prepared(pixels, 1 / magnification(dst_from_src))
+    dst_from_ready = compose(dst_from_src, invert(ready.prepared_from_source))
+    return sampled(ready.pixels, dst_from_ready, size, ready.kernel, border)
 
 
 def _area_reduced(pixels: NDArray[np.float32], reduction: int) -> NDArray[np.float32]:
@@ -292,18 +312,21 @@ def _area_reduced(pixels: NDArray[np.float32], reduction: int) -> NDArray[np.flo
     return _array(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
 
 
-def _low_pass(width: float, times: int) -> NDArray[np.float32]:
+def _low_pass(width: float, times: int, linear: bool) -> NDArray[np.float32]:
     """Taps, of sum 1, of the Lanczos-3 low-pass for one sample in `width` pixels of a picture that was halved `times`.
 
-    Where the low-pass lets detail through, its response is divided by that of the halvings' binomial filters, cos⁴.
+    Where the low-pass lets detail through, its response is divided by that of the halvings' binomial filters, cos⁴, and
+    of linear sampling, sinc², where that follows.
     """
     reach = math.ceil(_REACH * width)
     at = np.arange(-reach, reach + 1) / width
     taps = np.sinc(at) * np.sinc(at / _REACH) * (np.abs(at) < _REACH)
-    if times:
+    if times or linear:
         length = 16 * (reach + 4)
         frequency = np.minimum(np.fft.rfftfreq(length), 0.35)
-        dimmed = np.prod([np.cos(np.pi * frequency / 2**level) ** 4 for level in range(1, times + 1)], axis=0)
+        dimmed = np.sinc(frequency) ** 2 if linear else np.ones_like(frequency)
+        for level in range(1, times + 1):
+            dimmed = dimmed * np.cos(np.pi * frequency / 2**level) ** 4
         placed = np.roll(np.pad(taps, (0, length - len(taps))), -reach)
         taps = np.roll(np.fft.irfft(np.fft.rfft(placed) / dimmed, length), reach + 3)[: 2 * (reach + 3) + 1]
     return np.asarray(taps / taps.sum(), np.float32)

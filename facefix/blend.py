@@ -106,26 +106,30 @@ class _Layer:
     base: NDArray[np.float32]
     """(h, w, 4): O, and k."""
     canvas_from_layer: Matrix
+    kernel: int
 
     @classmethod
     def of(cls, patch: Patch, box: Box, scale: float, strength: float) -> _Layer:
         """The layer of a patch that reaches `box` of the canvas."""
         canvas_from_patch = align.invert(align.scaled(patch.patch_from_photo, scale))
         density = 1 / align.magnification(canvas_from_patch)
-        original, layer_from_patch = align.prepared(patch.original, density)
-        step = align.prepared(patch.pixels, density)[0] - original
-        mask = align.prepared(patch.mask, density)[0] * np.float32(strength)
+        ready = align.prepared(patch.original, density)
+        original = ready.pixels
+        step = align.prepared(patch.pixels, density).pixels - original
+        mask = align.prepared(patch.mask, density).pixels * np.float32(strength)
         finest_px = density / 2 ** align.halvings(density) if density > 1 else 2.0
         change = _array(cv2.merge([step, mask]))
         base = _array(cv2.merge([original, _kept_share(original, step, finest_px)]))
-        return cls(box, change, base, align.compose(canvas_from_patch, align.invert(layer_from_patch)))
+        return cls(
+            box, change, base, align.compose(canvas_from_patch, align.invert(ready.prepared_from_source)), ready.kernel
+        )
 
     def over(self, box: Box) -> tuple[NDArray[np.float32], NDArray[np.float32], Mask]:
         """Over a box of the canvas: `change` and `base` sampled, (h, w, 4), and the mask."""
         box_from_layer = self.canvas_from_layer - np.array([[0, 0, box.x0], [0, 0, box.y0]], np.float64)
         size = (box.x1 - box.x0, box.y1 - box.y0)
-        change = align.sampled(self.change, box_from_layer, size, cv2.BORDER_CONSTANT)
-        base = align.sampled(self.base, box_from_layer, size)
+        change = align.sampled(self.change, box_from_layer, size, self.kernel, cv2.BORDER_CONSTANT)
+        base = align.sampled(self.base, box_from_layer, size, self.kernel)
         return change, base, np.clip((change[:, :, 3] - _MASK_FLOOR) / (1 - 2 * _MASK_FLOOR), 0, 1)
 
 
