@@ -1,29 +1,29 @@
 """Measured figures of facefix beside other implementations: `python scripts/bench.py PART …`.
 
-Parts are modules `bench_*.py` beside this one; each adds its own options.
+    gpen   the network beside the published code and ONNX Runtime
+    photo  everything but the networks beside facexlib's align and paste
+
+Each part is a module with options of its own: `python scripts/bench.py PART --help`.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
 
-PARTS = ("gpen",)
+PARTS = {"gpen": "bench_gpen", "photo": "bench_paste"}
 
 
-def main() -> int:
-    """Run the chosen part; the exit status is 0 when everything required held, else 1."""
+def main(argv: list[str]) -> int:
+    """Run the part that is named first; the exit status is 0 when everything required held."""
+    if not argv or argv[0] not in PARTS:
+        print(__doc__)
+        return 0 if argv in (["-h"], ["--help"]) else 2
     sys.path.insert(0, str(Path(__file__).parent))
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = parser.add_subparsers(dest="part", required=True)
-    for name in PARTS:
-        importlib.import_module(f"bench_{name}").add_part(parts)
-    arguments = parser.parse_args()
-    status: int = arguments.run(arguments)
+    status: int = importlib.import_module(PARTS[argv[0]]).main(argv[1:])
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Run = Callable[[Tensor], Tensor]
 
 
-def add_part(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the `gpen` part and its options to the bench's command line."""
-    parser = parts.add_parser("gpen", help="the GPEN network: time, memory, start-up, exactness")
+def main(argv: Sequence[str]) -> int:
+    """Measure the GPEN network: time, memory, start-up, exactness; 1 when a required ratio did not hold."""
+    parser = argparse.ArgumentParser(prog="bench.py gpen", description=main.__doc__)
     parser.add_argument("--published", type=Path, metavar="DIR", help="face_model folder of the published repository")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 2048], metavar="PX")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
@@ -55,11 +55,7 @@ def add_part(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="keep weights and exports here (default: a temporary folder)"
     )
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Measure every size and print the table; 1 when a required ratio did not hold."""
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         work = arguments.work or Path(folder)
@@ -82,9 +78,8 @@ def _measure(size: int, arguments: argparse.Namespace, work: Path) -> bool:
             runs["onnxruntime"] = _onnxruntime(_export(size, published, work), arguments.threads)
     outputs, seconds, rate = _interleaved(runs, picture, arguments.repeats, CLOCKS[arguments.clock])
     floor = _gigaflops(GPEN.published(size, *PUBLISHED_WIDTHS.get(size, (2, 1))).shape) / rate
-    print(
-        f"\nGPEN {size} px, {arguments.threads} threads, {arguments.clock} clock, median of {arguments.repeats} interleaved repeats"
-    )
+    how = f"{arguments.threads} threads, {arguments.clock} clock, median of {arguments.repeats} interleaved repeats"
+    print(f"\nGPEN {size} px, {how}")
     print(f"  floor {floor:.2f} s: {floor * rate:.0f} GFLOP at the {rate:.0f} GFLOP/s of a plain 3x3 convolution")
     if not arguments.no_bfloat16:
         low = networks.load(weights, precision="bfloat16")

@@ -14,7 +14,7 @@ from skimage.data import astronaut
 
 from facefix import imagefile
 
-SEED = 6
+SEED = 0
 
 
 def aged_astronaut() -> np.ndarray:
