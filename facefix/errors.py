@@ -93,7 +93,7 @@ class WeightsInvalid(WeightsError):
     """
 
     def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"{path}: {problem}")
+        super().__init__(f"{shown(path)}: {problem}")
         self.path = path
         self.problem = problem
 

@@ -137,8 +137,11 @@ def _kind(path: Path) -> str:
         raise WeightsInvalid(path, f"is a folder; {EXPECTED}")
     if not path.exists():
         raise WeightsMissing(f"{path}: no such file; {EXPECTED}")
-    with path.open("rb") as file:
-        head = file.read(512)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise WeightsInvalid(path, f"cannot be read ({error.strerror}); allow it or name another file") from error
     if not head:
         raise WeightsInvalid(path, f"is empty; {EXPECTED}; {AGAIN}")
     if head.startswith(b"version https://git-lfs"):
