@@ -59,6 +59,11 @@ class PixelNorm(nn.Module):
         return vectors * torch.rsqrt(vectors.square().mean(dim=1, keepdim=True) + EPSILON)
 
 
+def drawn(*shape: int) -> Tensor:
+    """Standard normal numbers; on the meta device none, because drawing there first loads kernels for over a second."""
+    return torch.empty(shape) if torch.get_default_device().type == "meta" else torch.randn(shape)
+
+
 class EqualLinear(nn.Module):
     """A fully connected layer whose weights are scaled at run time (equalised learning rate).
 
@@ -73,7 +78,7 @@ class EqualLinear(nn.Module):
         self, inputs: int, outputs: int, rate: float = 1.0, bias: float = 0.0, activated: bool = False
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.weight = nn.Parameter(drawn(outputs, inputs) / rate)
         self.bias = nn.Parameter(torch.full((outputs,), bias))
         self.rate = rate
         self.activated = activated
@@ -91,7 +96,7 @@ class EqualConv2d(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.weight = nn.Parameter(drawn(outputs, inputs, kernel, kernel))
         self.stride = stride
 
     def forward(self, features: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ class ModulatedConv2d(nn.Module):
         self, inputs: int, outputs: int, kernel: int, style: int, doubles: bool = False, demodulate: bool = True
     ):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, outputs, inputs, kernel, kernel))
+        self.weight = nn.Parameter(drawn(1, outputs, inputs, kernel, kernel))
         if doubles:
             self.blur = Kernel(4.0)
         self.modulation = EqualLinear(style, inputs, bias=1.0)
@@ -270,7 +275,7 @@ class ConstantInput(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.input = nn.Parameter(torch.randn(1, channels, 4, 4))
+        self.input = nn.Parameter(drawn(1, channels, 4, 4))
 
 
 class Decoder(nn.Module):
