@@ -30,8 +30,8 @@ EPSILON = 1e-8
 
 def blur_kernel(total: float) -> Tensor:
     """The (4, 4) binomial kernel [1, 3, 3, 1] x [1, 3, 3, 1], scaled so that it sums to `total`."""
-    row = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    return torch.outer(row, row) * (total / 64.0)
+    row = (1.0, 3.0, 3.0, 1.0)
+    return torch.tensor([[a * b * total / 64.0 for a in row] for b in row])
 
 
 def activate(features: Tensor, bias: Tensor) -> Tensor:
@@ -59,9 +59,9 @@ class PixelNorm(nn.Module):
         return vectors * torch.rsqrt(vectors.square().mean(dim=1, keepdim=True) + EPSILON)
 
 
-def drawn(*shape: int) -> Tensor:
-    """Standard normal numbers; on the meta device none, because drawing there first loads kernels for over a second."""
-    return torch.empty(shape) if torch.get_default_device().type == "meta" else torch.randn(shape)
+def drawn(*shape: int, rate: float = 1.0) -> Tensor:
+    """Standard normal numbers over `rate`; none on the meta device, where arithmetic loads kernels for a second."""
+    return torch.empty(shape) if torch.get_default_device().type == "meta" else torch.randn(shape) / rate
 
 
 class EqualLinear(nn.Module):
@@ -78,7 +78,7 @@ class EqualLinear(nn.Module):
         self, inputs: int, outputs: int, rate: float = 1.0, bias: float = 0.0, activated: bool = False
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(drawn(outputs, inputs) / rate)
+        self.weight = nn.Parameter(drawn(outputs, inputs, rate=rate))
         self.bias = nn.Parameter(torch.full((outputs,), bias))
         self.rate = rate
         self.activated = activated
