@@ -13,9 +13,9 @@ HOUSE = Path(facefix.__file__).parent
 LAYERS = [
     {"errors", "types", "recipe"},
     {"imagefile", "align", "mask", "tone", "blend", "tiles", "weights", "download", "sheet"},
-    {"runtime", "gpen", "gpen_fast", "winograd", "networks", "detect", "parse", "restore", "upscale"},
+    {"runtime", "gpen", "gpen_fast", "winograd", "networks", "detect", "parse", "restore", "upscale", "inpaint"},
     {"pipeline"},
-    {"cli", "cli_weights"},
+    {"cli", "cli_weights", "cli_inpaint", "integrations"},
 ]
 # Within one layer only these may meet: importer -> imported.
 BESIDE = {
@@ -30,7 +30,8 @@ BESIDE = {
     "parse": {"runtime", "networks"},
     "restore": {"runtime", "networks"},
     "upscale": {"runtime", "networks"},
-    "cli": {"cli_weights"},
+    "inpaint": {"runtime", "networks", "upscale"},
+    "cli": {"cli_weights", "cli_inpaint"},
 }
 PUBLIC = {"__init__", "__main__"}
 TORCH = {"torch", "torchvision", "facexlib", "spandrel", "diffusers"}
