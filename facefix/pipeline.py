@@ -279,7 +279,7 @@ class FaceFix:
             target=_text(target),
             width=result.width,
             height=result.height,
-            recipe=dataclasses.asdict(self.recipe),
+            recipe=self.recipe.values(),
             weights=dict(self.restorers.digests),
             faces=tuple(notes[number] for number in sorted(notes)),
             seconds=seconds,

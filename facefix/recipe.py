@@ -2,6 +2,10 @@
 
 The command line, the web page and saved recipes are all made from the fields of `Recipe`: name, default, limits and
 help stand here once. Two runs with equal recipes, weights and sources give equal pixels.
+
+Each setting belongs to `restore`, to `inpaint`, or to both. A recipe holds all of them, but options, reports and
+digests of one command speak only of what that command uses: a recipe for inpainting does not change what `restore`
+makes, nor the digest by which finished photos are found again.
 """
 
 from __future__ import annotations
@@ -14,19 +18,22 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from facefix.errors import UsageError
+
+Command = Literal["restore", "inpaint"]
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known of one field of `Recipe` besides its type and default."""
+    """What is known of one field of `Recipe` besides its type and default; `only` names the one command that has it."""
 
     help: str
     choices: tuple[str | int, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
+    only: Command | None = None
 
 
 def _setting(
@@ -36,13 +43,14 @@ def _setting(
     choices: tuple[str | int, ...] = (),
     minimum: float | None = None,
     maximum: float | None = None,
+    only: Command | None = None,
 ) -> Any:
-    return dataclasses.field(default=default, metadata={"setting": Setting(help, choices, minimum, maximum)})
+    return dataclasses.field(default=default, metadata={"setting": Setting(help, choices, minimum, maximum, only)})
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The settings of one restoration; invalid values are refused when it is made.
+    """The settings of one restoration or inpainting; invalid values are refused when it is made.
 
     Raises:
         UsageError: a value has the wrong type, is out of its limits, or is not one of its choices.
@@ -66,7 +74,7 @@ class Recipe:
     strength: float = _setting(
         1.0, "How much of the restored face to take: 0 nothing, 1 all.", minimum=0.0, maximum=1.0
     )
-    scale: int = _setting(1, "Enlarge the photo by this factor.", choices=(1, 2, 4))
+    scale: int = _setting(1, "Enlarge the photo by this factor.", choices=(1, 2, 4), only="restore")
     upscaler: str = _setting(
         "lanczos", "How the rest of the photo is enlarged: lanczos, or a Real-ESRGAN from `facefix weights list`."
     )
@@ -89,7 +97,7 @@ class Recipe:
         choices=("landmarks", "parsenet", "bisenet"),
     )
     feather: float = _setting(
-        0.18, "Width of a mask's soft edge as a part of the face's width.", minimum=0.02, maximum=0.5
+        0.18, "Width of a face mask's soft edge as a part of the face's width.", minimum=0.02, maximum=0.5
     )
     colour: str = _setting(
         "auto",
@@ -112,16 +120,90 @@ class Recipe:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     ai_label: bool = _setting(True, "Say in the file's XMP that it holds faces made with AI.")
-    seed: int = _setting(0, "Seed of everything random (grain).", minimum=0)
+    seed: int = _setting(0, "Seed of everything random: grain, and what an engine draws.", minimum=0)
+    engine: str = _setting(
+        "auto",
+        "What fills the hole. auto: LaMa where its weights are, else cv2, which needs none; mat, sd and sdxl only when "
+        "asked for.",
+        choices=("auto", "cv2", "lama", "mat", "sd", "sdxl"),
+        only="inpaint",
+    )
+    model: str = _setting(
+        "",
+        "The engine's weights: for sd and sdxl a folder, a file, or a name on the hub; for lama and mat a file or a "
+        "name from `facefix weights list`.",
+        only="inpaint",
+    )
+    prompt: str = _setting("", "What the hole is to show, in words (sd, sdxl).", only="inpaint")
+    negative: str = _setting("", "What it must not show (sd, sdxl).", only="inpaint")
+    region: str = _setting(
+        "whole",
+        "What the engine sees: the whole photo at once, or for each hole the box around it, at full resolution.",
+        choices=("whole", "masked"),
+        only="inpaint",
+    )
+    context_px: int = _setting(
+        32, "Pixels around a hole that its box takes in (--region masked).", minimum=1, maximum=4096, only="inpaint"
+    )
+    dilate_px: int = _setting(0, "Widen the hole by this many pixels first.", minimum=0, maximum=1024, only="inpaint")
+    feather_px: int = _setting(
+        4,
+        "Fade from the fill to the photo outside the hole, over this many pixels; from there on no bit changes.",
+        minimum=0,
+        maximum=1024,
+        only="inpaint",
+    )
+    refine: bool = _setting(False, "Sharpen large holes by LaMa's feature refinement, which is slow.", only="inpaint")
+    hires: int = _setting(
+        1,
+        "Enlarge by this factor after the fill and let the model draw the hole anew at that size (sd, sdxl).",
+        choices=(1, 2, 4),
+        only="inpaint",
+    )
+    denoise: float = _setting(
+        0.35, "How far --hires may go from what was there.", minimum=0.0, maximum=0.7, only="inpaint"
+    )
+    tiled: bool = _setting(False, "Work in tiles, for large holes in little memory (sd, sdxl).", only="inpaint")
+    steps: int = _setting(30, "Steps of the sampler (sd, sdxl).", minimum=1, maximum=1000, only="inpaint")
+    guidance: float = _setting(
+        7.0, "How closely the prompt is followed (sd, sdxl).", minimum=0.0, maximum=50.0, only="inpaint"
+    )
+    scheduler: str = _setting("auto", "Sampler by name (sd, sdxl), for example ddim or euler.", only="inpaint")
+    offload: str = _setting(
+        "none",
+        "Keep parts of the model off the GPU while they rest (sd, sdxl): whole networks, or layer by layer.",
+        choices=("none", "model", "sequential"),
+        only="inpaint",
+    )
+    contrast: str = _setting(
+        "none",
+        "Show the engine the photo with its contrast evened out; the fill is brought back to the photo's.",
+        choices=("none", "equalize", "clahe"),
+        only="inpaint",
+    )
+    post: str = _setting("none", "Smooth the fill afterwards.", choices=("none", "gaussian", "median"), only="inpaint")
+    outpaint: str = _setting(
+        "",
+        "Extend the frame by LEFT,TOP,RIGHT,BOTTOM pixels, or per cent of the photo's sides: 0,0,256,0 or 10%,0,10%,0.",
+        only="inpaint",
+    )
+    candidates: int = _setting(
+        1, "Make so many different fills (mat, sd, sdxl).", minimum=1, maximum=99, only="inpaint"
+    )
+    faces: bool = _setting(True, "Restore the faces that the hole touches.", only="inpaint")
+    face_spill_px: int = _setting(
+        0, "Restore those faces so many pixels beyond the hole, too.", minimum=0, maximum=4096, only="inpaint"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field.name, getattr(self, field.name), type(field.default), field.metadata["setting"])
 
     @classmethod
-    def settings(cls) -> dict[str, tuple[Any, Setting]]:
-        """Each field's default and setting, by name, in order: what doors make their options from."""
-        return {field.name: (field.default, field.metadata["setting"]) for field in dataclasses.fields(cls)}
+    def settings(cls, command: Command = "restore") -> dict[str, tuple[Any, Setting]]:
+        """Each setting that the command uses, its default by name, in order: what doors make their options from."""
+        known = {field.name: (field.default, field.metadata["setting"]) for field in dataclasses.fields(cls)}
+        return {name: pair for name, pair in known.items() if pair[1].only in (None, command)}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -130,9 +212,10 @@ class Recipe:
         Raises:
             UsageError: an unknown name, or a value that does not fit.
         """
-        unknown = [name for name in values if name not in cls.settings()]
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in values if name not in known]
         if unknown:
-            raise UsageError(f"{source}: no setting is called {unknown[0]!r}; there are: {', '.join(cls.settings())}")
+            raise UsageError(f"{source}: no setting is called {unknown[0]!r}; there are: {', '.join(known)}")
         return cls(**values)
 
     @classmethod
@@ -148,13 +231,21 @@ class Recipe:
             raise UsageError(f"{path}: expected a recipe in TOML, got: {error}") from error
         return cls.from_mapping(values, str(path))
 
-    def to_toml(self) -> str:
-        """One `name = value` a line, in the order of the fields; `from_toml` reads it back."""
-        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in dataclasses.asdict(self).items())
+    def values(self, command: Command = "restore") -> dict[str, Any]:
+        """The values of the settings that the command uses, by name, in order."""
+        return {name: getattr(self, name) for name in self.settings(command)}
 
-    def digest(self) -> str:
-        """64 hex digits that are equal for equal recipes and differ for different ones."""
-        return hashlib.sha256(self.to_toml().encode()).hexdigest()
+    def to_toml(self) -> str:
+        """One `name = value` a line, of all fields in their order; `from_toml` reads it back."""
+        return _toml(dataclasses.asdict(self))
+
+    def digest(self, command: Command = "restore") -> str:
+        """64 hex digits that are equal for recipes by which the command does the same, and differ for others."""
+        return hashlib.sha256(_toml(self.values(command)).encode()).hexdigest()
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
 
 
 def _check(name: str, value: object, kind: type, setting: Setting) -> None:

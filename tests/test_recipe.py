@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ from facefix.recipe import Recipe
 
 def test_defaults_are_valid_and_toml_gives_the_same_recipe_back(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(Recipe(strength=0.25, face='1,"3"\n', ai_label=False).to_toml(), encoding="utf-8")
-    assert Recipe.from_toml(path) == Recipe(strength=0.25, face='1,"3"\n', ai_label=False)
+    recipe = Recipe(strength=0.25, face='1,"3"\n', ai_label=False, engine="cv2", outpaint="0,0,8,0", refine=True)
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.from_toml(path) == recipe
 
 
 def test_every_setting_has_help_that_ends_in_a_full_stop() -> None:
-    for name, (_, setting) in Recipe.settings().items():
+    for name, (_, setting) in (Recipe.settings("restore") | Recipe.settings("inpaint")).items():
         assert setting.help.endswith("."), name
 
 
@@ -49,3 +51,20 @@ def test_a_mistyped_name_or_file_is_refused(tmp_path: Path) -> None:
 def test_digest_tells_recipes_apart() -> None:
     assert Recipe().digest() == Recipe(strength=1.0).digest()
     assert len({Recipe().digest(), Recipe(strength=0.9).digest(), Recipe(seed=1).digest()}) == 3
+
+
+def test_each_command_has_its_own_settings_and_every_setting_has_a_command() -> None:
+    restore, inpaint = set(Recipe.settings("restore")), set(Recipe.settings("inpaint"))
+    assert Recipe.settings() == Recipe.settings("restore")
+    assert restore | inpaint == {field.name for field in dataclasses.fields(Recipe)}
+    assert restore - inpaint == {"scale"}
+    assert {"engine", "prompt", "feather_px", "faces"} <= inpaint - restore
+    assert list(Recipe(seed=3).values()) == list(Recipe.settings())
+
+
+def test_what_inpaints_does_not_change_the_digest_of_a_restoration() -> None:
+    # as it was before there was any inpainting: finished photos must still be found
+    assert Recipe().digest() == "3a76c90f13db8fc26b38aced638492b3922670093206c1a2f3b46062d5947959"
+    assert Recipe(engine="sd", prompt="a wall").digest() == Recipe().digest()
+    assert Recipe(engine="sd", prompt="a wall").digest("inpaint") != Recipe(engine="sd").digest("inpaint")
+    assert Recipe(scale=2).digest("inpaint") == Recipe().digest("inpaint")
