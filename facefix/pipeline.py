@@ -154,7 +154,7 @@ class FaceFix:
             seam = blend.seam_score(canvas, result, patch, recipe.scale)
             notes[number] = dataclasses.replace(notes[number], seam=seam)
         report = self._report(photo, result, notes, target, time.perf_counter() - started)
-        return Result(result, report, patches)
+        return Result(result, report, patches, canvas)
 
     def save(self, result: Result, photo: Photo, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
         """Write the result; where no pixel differs from the photo's file, that file is copied byte for byte.
@@ -171,13 +171,10 @@ class FaceFix:
         Raises:
             PhotoUnwritable: it could not be written; nothing was left there.
         """
-        source = photo.meta.source
-        same = result.photo.raster is photo.raster or np.array_equal(result.photo.raster, photo.raster)
-        if same and source is not None and imagefile.holds_format(path, photo.meta):
-            imagefile.copy_source(source, path, overwrite=overwrite)
-            return ()
+        boxes = [blend.touched_box(patch, result.photo, self.recipe.scale) for patch in result.patches.values()]
+        regions = [box for box in boxes if box is not None]
         label = self.recipe.ai_label and bool(result.patches)
-        return imagefile.write(result.photo, path, ai_label=label, overwrite=overwrite)
+        return imagefile.save(result.photo, photo, path, ai_label=label, regions=regions, overwrite=overwrite)
 
     def _crops(
         self, photo: Photo, faces: Sequence[Face], allowed: Mask | None

@@ -233,11 +233,15 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The new photo, its report, and by face number (from 1, as in the report) what was pasted for each face."""
+    """The new photo, its report, and by face number (from 1, as in the report) what was pasted for each face.
+
+    `canvas` is the photo at the result's scale before anything was pasted; at scale 1 the photo itself.
+    """
 
     photo: Photo
     report: Report
     patches: Mapping[int, Patch] = field(default_factory=dict)
+    canvas: Photo | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ What becomes of a photo's parts
     orientation   applied at reading; the tags (EXIF, TIFF, XMP) say 1 in what is written
     ICC profile   kept byte for byte, and gives the way to sRGB and back; a broken one is left out with a warning
     EXIF          kept byte for byte but orientation, pixel dimensions and thumbnail (it shows the photo as it was)
-    XMP           kept; says that AI made parts of the photo, unless that is switched off
+    XMP           kept; says that AI made parts of the photo, and which, unless that is switched off
     IPTC, DPI     kept where the format has a place for them
     JPEG          written with the source's quantisation tables and chroma subsampling, or finer
     CMYK          becomes sRGB, through its profile where it has one, and says so in a warning
@@ -27,7 +27,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -41,7 +41,7 @@ from facefix.imagefile import colour, exif
 from facefix.imagefile.decode import decode, from_pillow, settle_metadata
 from facefix.imagefile.encode import FORMAT_OF, eight_bits, encode, format_for
 from facefix.imagefile.found import Data, Found, UndecodableError
-from facefix.types import Meta, Photo, Raster
+from facefix.types import Box, Meta, Photo, Raster
 
 __all__ = [
     "MAX_PIXELS",
@@ -51,6 +51,7 @@ __all__ = [
     "from_pil",
     "holds_format",
     "read",
+    "save",
     "suffix_for",
     "to_pil",
     "write",
@@ -202,7 +203,12 @@ def holds_format(path: str | os.PathLike[str], meta: Meta) -> bool:
 
 
 def write(
-    photo: Photo, path: str | os.PathLike[str], *, ai_label: bool = True, overwrite: bool = False
+    photo: Photo,
+    path: str | os.PathLike[str],
+    *,
+    ai_label: bool = True,
+    regions: Sequence[Box] = (),
+    overwrite: bool = False,
 ) -> tuple[str, ...]:
     """What the written file could not hold, one line each; the photo stands at `path` when this returns.
 
@@ -213,6 +219,7 @@ def write(
         photo: to be written.
         path: its suffix decides the format (JPEG, PNG, TIFF, WebP, BMP).
         ai_label: whether the XMP is to say that AI made parts of the photo (IPTC DigitalSourceType).
+        regions: which parts these are (IPTC ImageRegion); named only with the label.
         overwrite: replace a file that is there; without it the source and all else stays.
 
     Raises:
@@ -223,7 +230,37 @@ def write(
         form = format_for(path)
     except ValueError as error:
         raise PhotoUnwritable(path, str(error)) from error
-    return _atomically(path, lambda file: encode(photo, form, file, ai_label=ai_label), overwrite)
+    return _atomically(path, lambda file: encode(photo, form, file, ai_label=ai_label, regions=regions), overwrite)
+
+
+def save(
+    photo: Photo,
+    source: Photo,
+    path: str | os.PathLike[str],
+    *,
+    ai_label: bool,
+    regions: Sequence[Box] = (),
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """As `write`; but where no pixel differs from what was read, the source's file is copied byte for byte.
+
+    Args:
+        photo: to be written.
+        source: what was read.
+        path: where to; a copy is made only where its suffix belongs to the source's format.
+        ai_label: as in `write`.
+        regions: as in `write`.
+        overwrite: as in `write`.
+
+    Raises:
+        PhotoUnwritable: as in `write`.
+        PhotoUnreadable: the source's file cannot be read any more.
+    """
+    same = photo.raster is source.raster or np.array_equal(photo.raster, source.raster)
+    if same and source.meta.source is not None and holds_format(path, source.meta):
+        copy_source(source.meta.source, path, overwrite=overwrite)
+        return ()
+    return write(photo, path, ai_label=ai_label, regions=regions, overwrite=overwrite)
 
 
 def copy_source(source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +17,7 @@ from facefix.imagefile import exif, xmp
 from facefix.imagefile.colour import gray_of
 from facefix.imagefile.png import encode_png
 from facefix.imagefile.tiff import write_tiff
-from facefix.types import Meta, Photo, Raster
+from facefix.types import Box, Meta, Photo, Raster
 
 FORMAT_OF = {
     ".jpg": "JPEG",
@@ -55,7 +57,7 @@ def format_for(path: Path) -> str:
     return form
 
 
-def encode(photo: Photo, form: str, file: BinaryIO, *, ai_label: bool) -> tuple[str, ...]:
+def encode(photo: Photo, form: str, file: BinaryIO, *, ai_label: bool, regions: Sequence[Box] = ()) -> tuple[str, ...]:
     """What the format could not hold, one line each; the file holds the photo when this returns.
 
     Args:
@@ -63,11 +65,17 @@ def encode(photo: Photo, form: str, file: BinaryIO, *, ai_label: bool) -> tuple[
         form: JPEG, PNG, TIFF, WEBP or BMP.
         file: open for writing and seeking, at its start.
         ai_label: whether the XMP is to say that AI made parts of the photo.
+        regions: which parts, for the same.
     """
     meta = photo.meta
     settled = exif.settle(meta.exif, photo.width, photo.height) if meta.exif else None
-    packet = xmp.settle(meta.xmp, ai_label=ai_label, width=photo.width, height=photo.height)
-    carried = _Carried(meta, settled, packet, [])
+    settle = partial(xmp.settle, meta.xmp, ai_label=ai_label, width=photo.width, height=photo.height)
+    packet = settle(regions=regions)
+    lost = []
+    if form == "JPEG" and packet and len(packet) > _XMP_SEGMENT and regions:
+        lost.append(f"the XMP does not name the {len(regions)} regions: that is more than a JPEG segment holds")
+        packet = settle()
+    carried = _Carried(meta, settled, packet, lost)
     samples = _samples(photo, form, carried.lost)
     if form == "PNG":
         bare = settled[len(exif.PREFIX) :] if settled else None
