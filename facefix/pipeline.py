@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PhotoLike: TypeAlias = "Photo | str | Path | NDArray[Any] | Image.Image"
 Progress = Callable[[int, int], None]
 
+OUTSIDE = "outside of the mask that was given"
+"""The reason that a face's note gives where the mask does not touch the face."""
+
 _BATCH = 4
 
 
@@ -101,6 +104,7 @@ class FaceFix:
         photo: PhotoLike,
         *,
         mask: Path | Mask | None = None,
+        touching: Mask | None = None,
         target: Path | None = None,
         progress: Progress | None = None,
     ) -> Result:
@@ -110,6 +114,8 @@ class FaceFix:
             photo: a file's path, a Pillow image, an (H, W[, 1|3|4]) uint8 or uint16 array, or a Photo.
             mask: only where it is white (above 0) may anything change: a picture's path, or (H, W) float32 in 0..1,
                 of the photo's size.
+            touching: only faces that this mask touches are restored, (H, W) float32; without it, those that `mask`
+                does.
             target: where the caller is going to write it, for the report.
             progress: called with the number of faces that are done and that there are.
 
@@ -130,7 +136,7 @@ class FaceFix:
             rotations=recipe.rotations,  # type: ignore[arg-type]
         )
         # 3 align: a crop for each chosen face, in its restorer's template
-        notes, chosen = self._crops(photo, faces, allowed)
+        notes, chosen = self._crops(photo, faces, allowed if touching is None else touching)
         # 4 restore, 5 parse and mask, 6 tone
         patches: dict[int, Patch] = {}
         toning = tone.toning(photo) if chosen and self.restorers.changes_faces else None
@@ -177,7 +183,7 @@ class FaceFix:
         return imagefile.save(result.photo, photo, path, ai_label=label, regions=regions, overwrite=overwrite)
 
     def _crops(
-        self, photo: Photo, faces: Sequence[Face], allowed: Mask | None
+        self, photo: Photo, faces: Sequence[Face], touching: Mask | None
     ) -> tuple[dict[int, FaceNote], list[_Chosen]]:
         """A note for each face that is left alone, and a crop for each that is not; numbers count from 1."""
         notes: dict[int, FaceNote] = {}
@@ -188,7 +194,7 @@ class FaceFix:
                 notes[number] = FaceNote(face, "skipped", f"not chosen by --face {self.recipe.face}")
                 continue
             try:
-                crop_or_reason = self._crop(photo, face, allowed)
+                crop_or_reason = self._crop(photo, face, touching)
             except DegenerateLandmarks as error:
                 crop_or_reason = str(error)
             if isinstance(crop_or_reason, str):
@@ -197,7 +203,7 @@ class FaceFix:
                 chosen.append(_Chosen(number, *crop_or_reason))
         return notes, chosen
 
-    def _crop(self, photo: Photo, face: Face, allowed: Mask | None) -> tuple[Crop, Restorer] | str:
+    def _crop(self, photo: Photo, face: Face, touching: Mask | None) -> tuple[Crop, Restorer] | str:
         """The face's crop and restorer, or the reason to leave it alone."""
         span_px = align.face_px(align.estimate(face.points, self.restorers.template), self.restorers.template)
         size = self.restorers.size_for(span_px * self.recipe.scale)
@@ -206,8 +212,8 @@ class FaceFix:
             return f"already sharper than the {size} px that the network gives; --sharp-faces restore does it anyway"
         restorer = self.restorers.take(size)
         crop = align.crop(photo, face, restorer.template)
-        if allowed is not None and not masks.touches(self._shape(crop), crop.crop_from_photo, allowed):
-            return "outside of the mask that was given"
+        if touching is not None and not masks.touches(self._shape(crop), crop.crop_from_photo, touching):
+            return OUTSIDE
         return crop, restorer
 
     def _restored(self, chosen: Sequence[_Chosen]) -> Iterator[tuple[_Chosen, Pixels | None, FaceNote]]:
@@ -272,8 +278,8 @@ class FaceFix:
         self, photo: Photo, result: Photo, notes: Mapping[int, FaceNote], target: Path | None, seconds: float
     ) -> Report:
         return Report(
-            source=_text(photo.meta.source),
-            target=_text(target),
+            source=text_of(photo.meta.source),
+            target=text_of(target),
             width=result.width,
             height=result.height,
             recipe=self.recipe.values(),
@@ -356,6 +362,6 @@ def _selected(setting: str, photo: Photo, faces: Sequence[Face]) -> frozenset[in
     return frozenset({int(best) + 1})
 
 
-def _text(path: Path | None) -> str | None:
+def text_of(path: Path | None) -> str | None:
     """The path as text for a report; bytes that are no UTF-8 are escaped."""
     return None if path is None else str(path).encode("utf-8", "backslashreplace").decode()

@@ -218,7 +218,10 @@ class FaceNote:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was done to one photo; no pixels, cheap to store and send."""
+    """What was done to one photo; no pixels, cheap to store and send.
+
+    `fill` says how a hole was filled, empty where there was none: engine, seed, hole_px, boxes, seconds.
+    """
 
     source: str | None
     target: str | None
@@ -229,6 +232,7 @@ class Report:
     faces: tuple[FaceNote, ...]
     seconds: float
     warnings: tuple[str, ...] = ()
+    fill: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,14 @@ Importing this package loads neither torch nor OpenCV; the engines' modules do, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from facefix.types import Mask, Pixels
+from facefix.errors import UsageError
+from facefix.recipe import Recipe
+from facefix.types import Mask, Pixels, Weight
+from facefix.weights import Store
 
 Progress = Callable[[int, int], None]
 """Called with the engine's own steps: how many are done, and how many there are."""
@@ -45,3 +50,89 @@ class Engine(Protocol):
         Raises:
             DeviceError: the memory ran out, and smaller parts did not help.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is known of an engine before it is loaded.
+
+    Args:
+        name: as in `Recipe.engine`.
+        weights: the record in the store that it takes where `Recipe.model` is empty; None where there is none to take.
+        uses: the settings that only some engines use, and this one does.
+        seeded: whether another seed gives another fill.
+        network: whether a trained network invents the pixels, which the file's metadata then say.
+    """
+
+    name: str
+    weights: str | None = None
+    uses: frozenset[str] = frozenset()
+    seeded: bool = False
+    network: bool = True
+
+
+_DRAWING = frozenset(
+    {"model", "prompt", "negative", "hires", "denoise", "tiled", "steps", "guidance", "scheduler", "offload"}
+)
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("cv2", network=False),
+        Kind("lama", "big-lama", frozenset({"model", "refine"})),
+        Kind("mat", "mat-places-512", frozenset({"model", "candidates"}), seeded=True),
+        Kind("sd", None, _DRAWING | {"candidates"}, seeded=True),
+        Kind("sdxl", None, _DRAWING | {"candidates"}, seeded=True),
+    )
+}
+_PARTICULAR = frozenset[str]().union(*(kind.uses for kind in KINDS.values()))
+
+
+def choose(recipe: Recipe, store: Store) -> tuple[Kind, str | None]:
+    """The engine that the recipe asks for, and for auto one line on what would be better, where something would.
+
+    Raises:
+        UsageError: a setting that this engine cannot use was changed.
+    """
+    name, note = recipe.engine, None
+    if name == "auto":
+        name = _found(recipe.model, store)
+        if name == "cv2":
+            note = (
+                "engine cv2 smears anything wider than a scratch; `facefix weights fetch big-lama` gets a network that "
+                "continues textures"
+            )
+    kind = KINDS[name]
+    taken = f"--engine auto took {name}" if recipe.engine == "auto" else f"--engine {name}"
+    for setting, (default, _) in Recipe.settings("inpaint").items():
+        if setting in _PARTICULAR - kind.uses and getattr(recipe, setting) != default:
+            able = " or ".join(other.name for other in KINDS.values() if setting in other.uses)
+            option = f"--{setting.replace('_', '-')}"
+            why = ", whose fill is the same every time" if setting == "candidates" else ""
+            raise UsageError(f"{option}: {taken}{why}, which does not use it; leave it out, or take --engine {able}")
+    return kind, note
+
+
+def _found(model: str, store: Store) -> str:
+    """The engine of that model in the store; without one LaMa where its weights are, else cv2."""
+    if not model:
+        return "lama" if store.find("big-lama") is not None else "cv2"
+    records = {weight.name for weight in store.named(model)}
+    fitting = [kind.name for kind in KINDS.values() if kind.weights in records]
+    if not fitting:
+        raise UsageError(f"--model {model}: expected --engine lama, mat, sd or sdxl beside it, got auto; say which")
+    return fitting[0]
+
+
+def load(kind: Kind, recipe: Recipe, store: Store, *, device: str) -> tuple[Engine, tuple[tuple[Weight, Path], ...]]:
+    """The engine, ready, and the store's files that it was made from.
+
+    Raises:
+        WeightsError: its weights are missing, damaged, or of another kind.
+        UsageError: it cannot be told what to load.
+        DeviceError: no such device or precision.
+    """
+    if kind.name == "cv2":
+        from facefix.inpaint.telea import Telea
+
+        return Telea(), ()
+    raise UsageError(f"--engine {kind.name}: this build has no such engine; take --engine cv2")

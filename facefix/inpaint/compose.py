@@ -1,0 +1,324 @@
+"""Everything around an engine: the hole and its soft edge, what the engine sees, and how its fill gets into the photo.
+
+How far a fill reaches
+    drawn   the pixels that the mask shows at least half white
+    hole    drawn, widened by `dilate_px`; here the fill counts whole
+    reach   the hole and the soft edge around it, where d, the distance to the hole, is below `feather_px`: here the
+            fill counts smoothstep(1 - d / feather_px), so it fades into the photo outside of what was drawn
+    known   all else: not a bit of it changes, whatever an engine returns
+
+The engine is asked to fill the whole reach, so that in the soft edge two pictures that differ fade into each other, and
+a halo around a scratch goes with it. It never sees what was under the reach as known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from facefix.errors import UsageError
+from facefix.types import Box, Mask, Photo, Pixels, Raster
+
+Bits = NDArray[np.bool_]
+
+_SMALLEST_BOX_PX = 128
+_LONGEST = 2.0
+_STEP_PX = 256
+_RING_PX = 16
+_LEVELS = 256
+_LINEAR_SHARE = 0.05
+_SPREAD_FLOOR = 0.005
+
+
+def whiteness(picture: Photo) -> NDArray[np.float32]:
+    """How white and opaque each pixel of a drawn mask is, (H, W) float32, 0..1; coloured pixels count by their luma."""
+    most = np.float32(np.iinfo(picture.raster.dtype).max)
+    luma: Any = cv2.cvtColor(picture.raster, cv2.COLOR_RGB2GRAY)
+    white = np.asarray(luma / most, np.float32)
+    return white if picture.alpha is None else white * np.asarray(picture.alpha / most, np.float32)
+
+
+def transparent(photo: Photo) -> Bits:
+    """The pixels that are not quite opaque."""
+    if photo.alpha is None:
+        return np.zeros((photo.height, photo.width), bool)
+    return np.asarray(photo.alpha < np.iinfo(photo.alpha.dtype).max)
+
+
+def made_opaque(photo: Photo, hole: Bits, feather_px: float) -> Photo:
+    """The photo with alpha at its most in the hole, and on the way there in the hole's soft edge."""
+    if photo.alpha is None or not hole.any():
+        return photo
+    most = np.iinfo(photo.alpha.dtype).max
+    alpha = photo.alpha + np.rint(soft_mask(hole, feather_px) * (most - photo.alpha.astype(np.float32)))
+    return dataclasses.replace(photo, alpha=alpha.astype(photo.alpha.dtype))
+
+
+def grown(hole: Bits, distance_px: float) -> Bits:
+    """The hole widened by so many pixels on every side, round at its corners."""
+    if distance_px <= 0 or not hole.any():
+        return hole
+    box, distance = _distances(hole, distance_px)
+    wider = hole.copy()
+    wider[box.slices] = distance <= distance_px
+    return wider
+
+
+def soft_mask(hole: Bits, feather_px: float) -> Mask:
+    """(H, W) float32: 1 in the hole, from there falling smoothly, and exactly 0 from `feather_px` on."""
+    if feather_px <= 0 or not hole.any():
+        return hole.astype(np.float32)
+    box, distance = _distances(hole, feather_px)
+    at = np.clip(1 - distance / np.float32(feather_px), 0, 1)
+    soft = np.zeros(hole.shape, np.float32)
+    soft[box.slices] = at * at * (3 - 2 * at)
+    return soft
+
+
+def _distances(hole: Bits, reach_px: float) -> tuple[Box, NDArray[np.float32]]:
+    """The box that the hole reaches by so many pixels, and each of its pixels' distance to the hole."""
+    box = _clipped(_widened(around(hole), math.ceil(reach_px)), hole.shape)
+    outside = (~hole[box.slices]).astype(np.uint8)
+    distance: Any = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return box, distance
+
+
+def around(hole: Bits) -> Box:
+    """The smallest box around a hole that has a pixel."""
+    rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+    return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
+
+def regions(reach: Bits, context_px: int) -> list[Box]:
+    """The boxes in which holes are filled at full resolution, from the top; together they hold all of the reach.
+
+    One box for each connected hole, `context_px` wider on every side, no longer than twice its width and at least
+    128 px, shifted inside where the photo ends; boxes that overlap are joined.
+
+    Args:
+        reach: (H, W), what is to be filled; at least one pixel.
+        context_px: from 1, so that each box has a known pixel unless the photo has none.
+    """
+    count, _, stats, _ = cv2.connectedComponentsWithStats(reach.astype(np.uint8), connectivity=8)
+    pending = []
+    for x, y, width, height, _ in stats[1:count].tolist():
+        pending.append(_shaped(_widened(Box(x, y, x + width, y + height), context_px), reach.shape))
+    done = np.zeros((0, 4), np.int64)
+    while pending:
+        box = pending.pop()
+        meets = (done[:, 0] < box.x1) & (done[:, 2] > box.x0) & (done[:, 1] < box.y1) & (done[:, 3] > box.y0)
+        if meets.any():
+            both = np.concatenate([done[meets], [box]])
+            done = done[~meets]
+            pending.append(_shaped(Box(*both[:, :2].min(0).tolist(), *both[:, 2:].max(0).tolist()), reach.shape))
+        else:
+            done = np.concatenate([done, [box]])
+    return sorted((Box(*row) for row in done.tolist()), key=lambda box: (box.y0, box.x0))
+
+
+def _shaped(box: Box, shape: tuple[int, ...]) -> Box:
+    """The box at least 128 px and at most twice as long as wide, inside a picture of that shape."""
+    height, width = shape
+    wide, high = box.x1 - box.x0, box.y1 - box.y0
+    wide, high = (
+        max(side, _SMALLEST_BOX_PX, math.ceil(other / _LONGEST)) for side, other in ((wide, high), (high, wide))
+    )
+    x0, x1 = _inside(box.x0, box.x1, wide, width)
+    y0, y1 = _inside(box.y0, box.y1, high, height)
+    return Box(x0, y0, x1, y1)
+
+
+def _inside(low: int, high: int, length: int, limit: int) -> tuple[int, int]:
+    """A span of `length` about the middle of low..high, shifted into 0..limit and cut to it."""
+    length = min(length, limit)
+    start = min(max(0, (low + high - length) // 2), limit - length)
+    return start, start + length
+
+
+def _widened(box: Box, by: int) -> Box:
+    return Box(box.x0 - by, box.y0 - by, box.x1 + by, box.y1 + by)
+
+
+def _clipped(box: Box, shape: tuple[int, ...]) -> Box:
+    return Box(max(0, box.x0), max(0, box.y0), min(shape[1], box.x1), min(shape[0], box.y1))
+
+
+class Guide(NamedTuple):
+    """What the engine is shown, and the way back for what it draws: pixels in, pixels out."""
+
+    scene: Pixels
+    back: Callable[[Pixels], Pixels]
+
+
+def guide(scene: Pixels, reach: Bits, contrast: str) -> Guide:
+    """The scene with its contrast evened out where the known pixels need it.
+
+    equalize: one curve for the lightness of all, from the known pixels' histogram; the way back is its inverse.
+    clahe: by parts of the picture (contrast limited, 8 x 8 parts); on the way back the lightness of each hole gets the
+    mean and spread again that the photo has around it.
+
+    Args:
+        scene: (h, w, 3) float32, 0..1.
+        reach: (h, w), what is to be filled; it has no say in the curve.
+        contrast: none, equalize or clahe.
+    """
+    if contrast == "none":
+        return Guide(scene, lambda filled: filled)
+    lab = _lab(scene)
+    lightness = _lightness(lab)
+    if contrast == "equalize":
+        at = np.linspace(0, 1, _LEVELS + 1, dtype=np.float32)
+        counts, _ = np.histogram(lightness[~reach], _LEVELS, (0, 1))
+        curve = np.concatenate([[0], np.cumsum(counts) / counts.sum()])
+        curve = (1 - _LINEAR_SHARE) * curve + _LINEAR_SHARE * at  # never level, so that it has an inverse
+        return Guide(
+            _with_lightness(lab, _interp(lightness, at, curve)),
+            lambda filled: _relit(filled, lambda light: _interp(light, curve, at)),
+        )
+    evened = _clahe(lightness, reach)
+    return Guide(
+        _with_lightness(lab, evened),
+        lambda filled: _relit(filled, lambda light: _rings(light, lightness, evened, reach)),
+    )
+
+
+def _clahe(lightness: NDArray[np.float32], reach: Bits) -> NDArray[np.float32]:
+    """The lightness after contrast-limited adaptive histogram equalisation; the reach counts as the known mean."""
+    filled = np.where(reach, lightness[~reach].mean(), lightness)
+    levels = np.rint(np.clip(filled, 0, 1) * 65535).astype(np.uint16)
+    evened: Any = cv2.createCLAHE(2.0, (8, 8)).apply(levels)
+    return np.asarray(evened / np.float32(65535), np.float32)
+
+
+def _rings(
+    light: NDArray[np.float32], before: NDArray[np.float32], evened: NDArray[np.float32], reach: Bits
+) -> NDArray[np.float32]:
+    """The lightness with each hole's mean and spread moved as the ring around it moved from `evened` to `before`."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(reach.astype(np.uint8), connectivity=8)
+    result = light.copy()
+    for number in range(1, count):
+        x, y, width, height = stats[number, :4].tolist()
+        part = _clipped(_widened(Box(x, y, x + width, y + height), _RING_PX), reach.shape).slices
+        hole = np.asarray(labels[part] == number)
+        ring = grown(hole, _RING_PX) & ~reach[part]
+        goal, seen = before[part][ring], evened[part][ring]
+        gain = (goal.std() + _SPREAD_FLOOR) / (seen.std() + _SPREAD_FLOOR)
+        result[part][hole] = (light[part][hole] - seen.mean()) * gain + goal.mean()
+    return result
+
+
+def _relit(filled: Pixels, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Pixels:
+    lab = _lab(filled)
+    return _with_lightness(lab, change(_lightness(lab)))
+
+
+def _with_lightness(lab: NDArray[np.float32], lightness: NDArray[np.float32]) -> Pixels:
+    """The sRGB pixels of CIE Lab with another lightness, 0..1."""
+    changed = np.dstack([np.clip(lightness, 0, 1) * 100, lab[:, :, 1:]]).astype(np.float32)
+    pixels: Any = cv2.cvtColor(changed, cv2.COLOR_Lab2RGB)
+    return np.asarray(np.clip(pixels, 0, 1), np.float32)
+
+
+def _lightness(lab: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The L of CIE Lab as 0..1."""
+    return np.asarray(lab[:, :, 0] / np.float32(100), np.float32)
+
+
+def _lab(pixels: Pixels) -> NDArray[np.float32]:
+    return np.asarray(cv2.cvtColor(np.clip(pixels, 0, 1), cv2.COLOR_RGB2Lab), np.float32)
+
+
+def _interp(values: NDArray[np.float32], at: NDArray[Any], to: NDArray[Any]) -> NDArray[np.float32]:
+    return np.asarray(np.interp(values, at, to), np.float32)
+
+
+def smoothed(filled: Pixels, post: str) -> Pixels:
+    """The pixels after a Gaussian of 0.8 px or a median of 3 px, or as they are."""
+    if post == "gaussian":
+        return np.asarray(cv2.GaussianBlur(filled, (0, 0), 0.8), np.float32)
+    if post == "median":
+        return np.asarray(cv2.medianBlur(filled, 3), np.float32)
+    return filled
+
+
+def lay(photo: Photo, raster: Raster, box: Box, filled: Pixels, soft: Mask) -> None:
+    """Nothing; in the raster, the box's pixels where `soft` is above 0 now show soft · filled + (1 - soft) · photo.
+
+    Args:
+        photo: the picture before; its colour space is the way from pixels to the raster.
+        raster: a copy of the photo's, written to.
+        box: which part of it.
+        filled: (h, w, 3) float32 of the box.
+        soft: (h, w) float32 of the box; pixels at 0 are not even looked at.
+    """
+    index = np.flatnonzero(soft)
+    if len(index) == 0:
+        return
+    old = photo.colour.to_srgb(photo.raster[box.slices].reshape(-1, 3)[index][None])[0]
+    step = soft.ravel()[index][:, None] * (np.take(filled.reshape(-1, 3), index, axis=0) - old)
+    changed = np.flatnonzero(step.any(axis=1))
+    row, column = np.divmod(index[changed], box.x1 - box.x0)
+    new = photo.colour.from_srgb((old + step)[changed][None], photo.meta.bits)[0]
+    raster[row + box.y0, column + box.x0] = new
+
+
+class Margins(NamedTuple):
+    """Pixels by which a frame grows on each side."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+
+def margins(setting: str, width: int, height: int) -> Margins:
+    """What `--outpaint` asks for, in pixels of a photo of that size; no margins for an empty setting.
+
+    Raises:
+        UsageError: it is not four numbers from 0, of pixels or per cent, of which one is above 0.
+    """
+    if not setting:
+        return Margins()
+    problem = f"--outpaint: expected LEFT,TOP,RIGHT,BOTTOM in pixels or per cent, not all 0, got {setting!r}"
+    parts = [part.strip() for part in setting.split(",")]
+    if len(parts) != 4 or not all(part.removesuffix("%").isdecimal() for part in parts):
+        raise UsageError(f"{problem}; for example 0,0,256,0 or 10%,0,10%,0")
+    sides = [
+        round(int(part[:-1]) * length / 100) if part.endswith("%") else int(part)
+        for part, length in zip(parts, (width, height, width, height), strict=True)
+    ]
+    if not any(sides):
+        raise UsageError(f"{problem}; leave it out where nothing is to grow")
+    return Margins(*sides)
+
+
+def steps(whole: Margins) -> Iterator[Margins]:
+    """The margins in steps of at most 256 px on each side, which add up to them; all sides grow together."""
+    count = -(-max(whole) // _STEP_PX)
+    for step in range(count):
+        yield Margins(*(side * (step + 1) // count - side * step // count for side in whole))
+
+
+def extended(array: NDArray[Any], by: Margins) -> NDArray[Any]:
+    """The raster or alpha with margins that repeat its outermost pixels."""
+    left, top, right, bottom = by
+    bordered: Any = cv2.copyMakeBorder(array, top, bottom, left, right, cv2.BORDER_REPLICATE)
+    return np.asarray(bordered)
+
+
+def within(bits: Bits, by: Margins) -> Bits:
+    """The bits with margins of False around them."""
+    return np.pad(bits, ((by.top, by.bottom), (by.left, by.right)))
+
+
+def frame(shape: tuple[int, ...], by: Margins) -> Bits:
+    """The hole that the margins are, around a picture of that (height, width)."""
+    new = np.ones((shape[0] + by.top + by.bottom, shape[1] + by.left + by.right), bool)
+    new[by.top : by.top + shape[0], by.left : by.left + shape[1]] = False
+    return new

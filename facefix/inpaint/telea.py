@@ -1,0 +1,59 @@
+"""The cv2 engine: Telea's fast marching, which needs no weights and runs anywhere.
+
+It continues the colours at the hole's edge inwards: right for scratches, dust and thin watermarks, a smear in anything
+wide. Each channel is marched by itself in floating point at the scale of 16 bit, for two reasons. Photos of 16 bit keep
+their depth; and OpenCV adds to every pixel it fills half a level and up to 1.4 more, whatever the scale: in 8 bit a
+flat hole of 60 px in a grey of 100 comes out as 106 in its middle, here as 100.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from facefix.inpaint import Progress
+from facefix.types import Mask, Pixels
+
+_LEVELS = np.float32(65535)
+
+
+class Telea:
+    """Fills from the edge inwards; the seed changes nothing.
+
+    Args:
+        radius_px: how far each pixel looks for known ones.
+
+    Source: A. Telea, An image inpainting technique based on the fast marching method, J. Graphics Tools 9(1), 2004.
+
+    Example:
+        >>> scene, hole = np.full((9, 9, 3), 0.5, np.float32), np.zeros((9, 9), np.float32)
+        >>> hole[4, 4] = 1
+        >>> Telea().fill(scene, hole)[4, 4].round(3).tolist()
+        [0.5, 0.5, 0.5]
+    """
+
+    name = "cv2"
+    takes_prompt = False
+
+    def __init__(self, radius_px: int = 3) -> None:
+        self.radius_px = radius_px
+
+    def fill(self, scene: Pixels, hole: Mask, *, seed: int = 0, progress: Progress | None = None) -> Pixels:
+        """The scene with its hole filled; only the box around the hole is looked at."""
+        rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+        reach = self.radius_px + 2
+        part = (
+            slice(max(0, int(rows[0]) - reach), int(rows[-1]) + reach + 1),
+            slice(max(0, int(columns[0]) - reach), int(columns[-1]) + reach + 1),
+        )
+        wanted = (hole[part] > 0).astype(np.uint8)
+        filled = scene.copy()
+        for channel in range(3):
+            plane = np.ascontiguousarray(scene[part][:, :, channel]) * _LEVELS
+            marched: Any = cv2.inpaint(plane, wanted, self.radius_px, cv2.INPAINT_TELEA)
+            filled[part][:, :, channel] = np.clip(marched / _LEVELS, 0, 1)
+            if progress is not None:
+                progress(channel + 1, 3)
+        return filled

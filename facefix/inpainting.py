@@ -1,0 +1,290 @@
+"""Inpainter: the one place that knows the order in which a hole is filled and the faces it touches are restored."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facefix import blend, imagefile, inpaint
+from facefix.errors import DeviceError, PhotoRefused
+from facefix.inpaint import compose
+from facefix.inpaint.compose import Bits, Margins
+from facefix.pipeline import OUTSIDE, FaceFix, PhotoLike, as_photo, text_of
+from facefix.recipe import Recipe
+from facefix.types import Box, Photo, Raster, Report, Result
+from facefix.weights import Store
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MaskLike: TypeAlias = "Photo | str | Path | NDArray[Any] | Image.Image"
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done (fill or faces), how many of its steps are done, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A photo, what of it is to be filled, what of that becomes opaque, and by how much its frame grows."""
+
+    photo: Photo
+    hole: Bits
+    opaque: Bits
+    growth: Margins
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """The photo after the fill, the hole at its size, and the boxes that the engine saw, in the order of its work."""
+
+    photo: Photo
+    hole: Bits
+    boxes: tuple[Box, ...]
+
+
+class Inpainter:
+    """Fills holes in photos and restores the faces that they touch; made by `load`.
+
+    Example:
+        >>> from skimage.data import astronaut
+        >>> hole = np.zeros((512, 512), bool)
+        >>> hole[300:302, 40:200] = True
+        >>> result = Inpainter.load(Recipe(engine="cv2", faces=False))(astronaut(), hole)
+        >>> bool((result.photo.raster[:296] == astronaut()[:296]).all())
+        True
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        kind: inpaint.Kind,
+        engine: inpaint.Engine,
+        fix: FaceFix | None,
+        *,
+        digests: Mapping[str, str] | None = None,
+        notices: tuple[str, ...] = (),
+    ) -> None:
+        self.recipe = recipe
+        self.kind = kind
+        self.engine = engine
+        self.fix = fix
+        self.digests = dict(digests or {})
+        self.notices = notices
+
+    @classmethod
+    def load(cls, recipe: Recipe | None = None, *, device: str = "auto", store: Store | None = None) -> Inpainter:
+        """The engine and, unless the recipe leaves faces alone, all that FaceFix needs, found, checked and ready.
+
+        Args:
+            recipe: the settings; the defaults without one.
+            device: auto, cpu, cuda, cuda:N or mps.
+            store: where weights lie; `Store.default()` without one.
+
+        Raises:
+            UsageError: a setting that the engine cannot use was changed.
+            WeightsError: a weight file is missing, damaged, or of another kind.
+            DeviceError: no such device, or it cannot compute with the recipe's precision.
+        """
+        recipe = recipe or Recipe()
+        store = store or Store.default()
+        kind, note = inpaint.choose(recipe, store)
+        engine, files = inpaint.load(kind, recipe, store, device=device)
+        fix = FaceFix.load(dataclasses.replace(recipe, scale=1), device=device, store=store) if recipe.faces else None
+        notices = [note] if note is not None else []
+        notices += [notice for weight, _ in files if (notice := store.notice(weight)) is not None]
+        notices += fix.notices if fix is not None else ()
+        digests = {weight.name: store.digest(path) for weight, path in files}
+        return cls(recipe, kind, engine, fix, digests=digests, notices=tuple(notices))
+
+    def __call__(
+        self,
+        scene: PhotoLike,
+        mask: MaskLike | None = None,
+        *,
+        target: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """The scene with its hole filled and the faces in it restored, and the report of both.
+
+        Args:
+            scene: a file's path, a Pillow image, an (H, W[, 1|3|4]) uint8 or uint16 array, or a Photo.
+            mask: white is the hole: what is at least half white and half opaque. A picture in any of these forms, or an
+                (H, W) array of bool or of floats in 0..1. Without one the pixels of the scene that are not quite
+                opaque are the hole, and become opaque.
+            target: where the caller is going to write it, for the report.
+            progress: called with "fill" or "faces", the steps that are done, and those that there are.
+
+        Returns:
+            A photo of the scene's size (larger with `outpaint` or `hires`). Pixels farther than `feather_px` from the
+            hole, as it is after `dilate_px`, are the scene's, bit for bit.
+
+        Raises:
+            PhotoError: the scene or the mask cannot be read, they differ in size, or the mask leaves nothing to fill,
+                or nothing to fill it from.
+            UsageError: `outpaint` is not what it should be.
+            DeviceError: the engine's memory ran out, or what it gave is no picture.
+        """
+        return self._made(self._task(scene, mask), self.recipe.seed, target, progress)
+
+    def candidates(
+        self,
+        scene: PhotoLike,
+        mask: MaskLike | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Iterator[Result]:
+        """As many results as `recipe.candidates` says, one at a time, with seeds from `recipe.seed` on."""
+        task = self._task(scene, mask)
+        for number in range(self.recipe.candidates):
+            yield self._made(task, self.recipe.seed + number, None, progress)
+
+    def save(self, result: Result, photo: Photo, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
+        """Write the result with the photo's metadata; see `FaceFix.save`.
+
+        Returns:
+            What the file could not hold, one line each.
+
+        Raises:
+            PhotoUnwritable: it could not be written; nothing was left there.
+        """
+        boxes = [blend.touched_box(patch, result.photo) for patch in result.patches.values()]
+        faces = [box for box in boxes if box is not None]
+        label = self.recipe.ai_label and (self.kind.network or bool(faces))
+        if _same(result.photo.alpha, photo.alpha):
+            return imagefile.save(result.photo, photo, path, ai_label=label, regions=faces, overwrite=overwrite)
+        return imagefile.write(result.photo, path, ai_label=label, regions=faces, overwrite=overwrite)
+
+    def _task(self, scene: PhotoLike, mask: MaskLike | None) -> _Task:
+        """What there is to do; refused where there is nothing."""
+        photo = as_photo(scene)
+        growth = compose.margins(self.recipe.outpaint, photo.width, photo.height)
+        nothing = np.zeros((photo.height, photo.width), bool)
+        if mask is None:
+            drawn = compose.transparent(photo)
+            if not drawn.any() and not any(growth):
+                problem = "expected a mask, got none, and every pixel of the scene is opaque"
+                raise PhotoRefused(photo.meta.source, f"{problem}; give a mask, or --outpaint")
+        else:
+            drawn = _drawn(mask, photo)
+            if not drawn.any() and not any(growth):
+                problem = "the mask is empty: no pixel of it is at least half white and opaque"
+                raise PhotoRefused(photo.meta.source, f"{problem}; draw the hole in white on black")
+        hole = compose.grown(drawn, self.recipe.dilate_px)
+        return _Task(photo, hole, hole if mask is None else nothing, growth)
+
+    def _made(self, task: _Task, seed: int, target: Path | None, progress: Progress | None) -> Result:
+        """The result for one seed."""
+        started = time.perf_counter()
+        filled = self._fill(task, seed, progress)
+        fill_s = time.perf_counter() - started
+        result = self._faces(filled, target, progress)
+        facts = {
+            "engine": self.engine.name,
+            "seed": seed if self.kind.seeded else None,
+            "hole_px": int(filled.hole.sum()),
+            "boxes": [list(box) for box in filled.boxes],
+            "seconds": round(fill_s, 4),
+        }
+        report = dataclasses.replace(
+            result.report,
+            recipe=self.recipe.values("inpaint"),
+            weights={**self.digests, **result.report.weights},
+            seconds=time.perf_counter() - started,
+            fill=facts,
+        )
+        return dataclasses.replace(result, report=report)
+
+    def _fill(self, task: _Task, seed: int, progress: Progress | None) -> _Filled:
+        """The hole filled, and the frame grown step by step: what one step made is known to the next."""
+        photo, hole, opaque, todo = task.photo, task.hole, task.opaque, task.hole
+        boxes: list[Box] = []
+        for by in list(compose.steps(task.growth)) or [Margins()]:
+            new = compose.frame(hole.shape, by)
+            alpha = None if photo.alpha is None else compose.extended(photo.alpha, by)
+            photo = dataclasses.replace(photo, raster=compose.extended(photo.raster, by), alpha=alpha)
+            hole, opaque, todo = (compose.within(bits, by) | new for bits in (hole, opaque, todo))
+            photo, seen = self._filled(photo, todo, seed + len(boxes), progress)
+            boxes += seen
+            todo = np.zeros_like(hole)
+        return _Filled(compose.made_opaque(photo, opaque, self.recipe.feather_px), hole, tuple(boxes))
+
+    def _filled(self, photo: Photo, hole: Bits, seed: int, progress: Progress | None) -> tuple[Photo, list[Box]]:
+        """The photo with this hole filled, and the boxes that the engine saw."""
+        recipe = self.recipe
+        soft = compose.soft_mask(hole, recipe.feather_px)
+        reach = soft > 0
+        if reach.all():
+            problem = "the mask covers the whole photo, with --dilate-px and --feather-px around it"
+            raise PhotoRefused(photo.meta.source, f"{problem}; leave black what it is to be filled from")
+        boxes = [Box(0, 0, photo.width, photo.height)]
+        if recipe.region == "masked":
+            boxes = compose.regions(reach, recipe.context_px)
+        raster = photo.raster.copy()
+        for number, box in enumerate(boxes):
+            scene, part = photo.pixels(box), reach[box.slices]
+            guide = compose.guide(scene, part, recipe.contrast)
+            name = "fill" if len(boxes) == 1 else f"fill {number + 1} of {len(boxes)}"
+            told = None if progress is None else _named(progress, name)
+            drawn = self.engine.fill(guide.scene, part.astype(np.float32), seed=seed + number, progress=told)
+            if not np.isfinite(drawn[part]).all():
+                raise DeviceError(f"{self.engine.name}: it gave no finite numbers; try --precision float32")
+            whole = np.where(part[:, :, None], guide.back(drawn), scene)
+            compose.lay(photo, raster, box, compose.smoothed(whole, recipe.post), soft[box.slices])
+        return dataclasses.replace(photo, raster=raster), boxes
+
+    def _faces(self, filled: _Filled, target: Path | None, progress: Progress | None) -> Result:
+        """The result with the faces restored that the hole touches, inside its soft edge and `face_spill_px` more."""
+        if self.fix is None:
+            photo = filled.photo
+            report = Report(text_of(photo.meta.source), text_of(target), photo.width, photo.height, {}, {}, (), 0.0)
+            return Result(photo, dataclasses.replace(report, warnings=photo.meta.warnings), canvas=photo)
+        recipe = self.recipe
+        allowed = compose.soft_mask(compose.grown(filled.hole, recipe.face_spill_px), recipe.feather_px)
+        told = None if progress is None else _named(progress, "faces")
+        result = self.fix(
+            filled.photo, mask=allowed, touching=filled.hole.astype(np.float32), target=target, progress=told
+        )
+        notes = tuple(
+            dataclasses.replace(note, reason="the hole does not touch it") if note.reason == OUTSIDE else note
+            for note in result.report.faces
+        )
+        return dataclasses.replace(result, report=dataclasses.replace(result.report, faces=notes))
+
+
+def _named(progress: Progress, name: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(name, done, total)
+
+
+def _drawn(given: MaskLike, photo: Photo) -> Bits:
+    """What the mask shows in white.
+
+    Raises:
+        PhotoError: it cannot be read, is no mask, or has another size than the photo.
+    """
+    white: NDArray[Any]
+    if isinstance(given, np.ndarray) and (given.dtype == bool or np.issubdtype(given.dtype, np.floating)):
+        white = given[:, :, 0] if given.ndim == 3 and given.shape[2] == 1 else given
+        if white.ndim != 2 or not ((white >= 0) & (white <= 1)).all():
+            low, high = (white.min(), white.max()) if white.size else (0, 0)
+            got = f"{given.shape} from {low:g} to {high:g}"
+            raise PhotoRefused(photo.meta.source, f"the mask: expected (H, W) in 0..1, got {got}; 1 is the hole")
+    else:
+        picture = as_photo(given)
+        white = compose.whiteness(picture)
+    if white.shape != (photo.height, photo.width):
+        got = f"{white.shape[1]}x{white.shape[0]}"
+        problem = f"the mask does not fit: expected {photo.width}x{photo.height} px as the photo, got {got}"
+        turned = white.shape == (photo.width, photo.height) != (photo.height, photo.width)
+        advice = "turn it: the photo is taken upright, as it is shown" if turned else "make one of the photo's size"
+        raise PhotoRefused(photo.meta.source, f"{problem}; {advice}")
+    return np.asarray(white >= 0.5)
+
+
+def _same(first: Raster | None, second: Raster | None) -> bool:
+    return first is second or (first is not None and second is not None and np.array_equal(first, second))
