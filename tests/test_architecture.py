@@ -13,10 +13,13 @@ HOUSE = Path(facefix.__file__).parent
 LAYERS = [
     {"errors", "types", "recipe"},
     {"imagefile", "align", "mask", "tone", "blend", "tiles", "weights", "download", "sheet"},
-    {"runtime", "gpen", "gpen_fast", "winograd", "networks", "detect", "parse", "restore", "upscale", "inpaint"},
-    {"pipeline"},
+    {
+        "runtime", "gpen", "gpen_fast", "winograd", "ffc", "statefile", "networks", "detect", "parse", "restore",
+        "upscale", "inpaint",
+    },
+    {"pipeline", "inpainting"},
     {"cli", "cli_weights", "cli_inpaint", "integrations"},
-]
+]  # fmt: skip
 # Within one layer only these may meet: importer -> imported.
 BESIDE = {
     "recipe": {"errors", "types"},
@@ -25,12 +28,13 @@ BESIDE = {
     "weights": {"download"},
     "gpen": {"gpen_fast", "winograd"},
     "gpen_fast": {"gpen", "winograd"},
-    "networks": {"gpen", "gpen_fast", "runtime"},
+    "networks": {"gpen", "gpen_fast", "ffc", "statefile", "runtime"},
     "detect": {"runtime", "networks"},
     "parse": {"runtime", "networks"},
     "restore": {"runtime", "networks"},
     "upscale": {"runtime", "networks"},
-    "inpaint": {"runtime", "networks", "upscale"},
+    "inpaint": {"runtime", "networks", "ffc", "statefile", "upscale"},
+    "inpainting": {"pipeline"},
     "cli": {"cli_weights", "cli_inpaint"},
 }
 PUBLIC = {"__init__", "__main__"}
