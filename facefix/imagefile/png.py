@@ -1,4 +1,4 @@
-"""PNG: the chunks around the picture; libpng decodes and encodes the picture itself, 8 and 16 bits alike."""
+"""PNG: libpng decodes the picture, libdeflate packs it, 8 and 16 bits alike; the chunks around it are ours."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from facefix.types import Raster
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD = 33  # the signature and the IHDR chunk
+_UP = 2  # the row filter: each byte less the one above it
+_IDAT_BYTES = 1 << 30
+_KINDS = {1: 0, 2: 4, 3: 2, 4: 6}  # colour type by channels
 _TEXT_LIMIT = 1 << 26  # a compressed chunk may not grow beyond 64 MiB
 _XMP = "XML:com.adobe.xmp"
-_LEVEL = 2  # with one filter: on photos a tenth larger than level 6 with all, and six times as fast
+_LEVEL = 2  # libdeflate's; with the one filter a tenth smaller than libpng's level 2 on photos, and twice as fast
 
 
 def decode_png(data: bytes, check: SizeCheck) -> Found:
@@ -181,8 +184,9 @@ def encode_png(
         dpi: pixels per inch across and down.
         text: keys and values.
     """
-    picture = imagecodecs.png_encode(samples, _LEVEL, filter=imagecodecs.PNG.FILTER.PAETH)
-    chunks: list[bytes] = []
+    height, width, channels = samples.reshape(*samples.shape[:2], -1).shape
+    header = struct.pack(">IIBBBBB", width, height, 8 * samples.dtype.itemsize, _KINDS[channels], 0, 0, 0)
+    chunks: list[bytes | bytearray | memoryview] = [_SIGNATURE, _chunk(b"IHDR", header)]
     if icc:
         chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
     if dpi:
@@ -199,7 +203,23 @@ def encode_png(
     for key, value in text:
         label = key.encode("latin-1", "replace")[:79] or b"Comment"
         chunks.append(_chunk(b"iTXt", label + b"\0\0\0\0\0" + value.encode("utf-8", "replace")))
-    return [picture[:_HEAD], *chunks, memoryview(picture)[_HEAD:]]
+    packed = memoryview(_packed(samples))
+    for at in range(0, len(packed), _IDAT_BYTES):
+        part = packed[at : at + _IDAT_BYTES]
+        check = zlib.crc32(part, zlib.crc32(b"IDAT"))
+        chunks += [struct.pack(">I", len(part)) + b"IDAT", part, struct.pack(">I", check)]
+    return [*chunks, _chunk(b"IEND", b"")]
+
+
+def _packed(samples: Raster) -> bytes:
+    """The picture's rows, each with its filter, as one zlib stream."""
+    big_endian = np.ascontiguousarray(samples, samples.dtype.newbyteorder(">"))
+    rows = big_endian.view(np.uint8).reshape(len(samples), -1)
+    filtered = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
+    filtered[:, 0] = _UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    return bytes(imagecodecs.deflate_encode(filtered, _LEVEL))
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
