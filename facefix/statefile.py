@@ -1,0 +1,353 @@
+"""A weight file becomes named tensors. Nothing in it ever runs.
+
+`read_state` reads what is nothing but tensors: safetensors, and the state dicts that torch saves. `read_network` also
+finds a network's tensors inside of checkpoints that carry other objects, such as Lightning's and TorchScript archives:
+there every foreign class becomes inert, and tensors are only made once their names are known, and only those asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from facefix.errors import WeightsInvalid, WeightsMissing
+
+State = dict[str, Tensor]
+
+WRAPPERS = ("g_ema", "params_ema", "params", "state_dict")
+EXPECTED = "expected a network's checkpoint (.pth, .pt or .safetensors)"
+AGAIN = "download it again"
+# What torch's reader runs into when the bytes make no sense to it.
+DAMAGED = (
+    RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, OverflowError,
+    struct.error,
+)  # fmt: skip
+DEEPEST = 40
+"""How many containers may lie in one another on the way to a tensor."""
+LARGEST = 4 << 30
+"""What one entry of an archive may unpack to, bytes."""
+
+
+def read_state(path: Path, *, expected: str = EXPECTED) -> State:
+    """The flat mapping of tensors that the file holds, on the CPU, without wrappers and `module.` prefixes.
+
+    Raises:
+        WeightsMissing: there is no such file.
+        WeightsInvalid: the file is none of ours, damaged, hostile, or holds NaN or infinite numbers.
+    """
+    kind = _kind(path, expected)
+    found = _read_safetensors(path) if kind == "safetensors" else _read_pickle(path, kind, expected)
+    return _sound(path, _unwrapped(path, found, expected), expected)
+
+
+def read_network(path: Path, first: str, *, expected: str = EXPECTED) -> State:
+    """The tensors of the network that has a tensor called `first`, wherever the file keeps it.
+
+    Args:
+        path: what `read_state` reads, or a zip archive of a pickle (Lightning, TorchScript), or a zip file that holds
+            one `.ckpt` file.
+        first: the full name of one tensor; what stands before it in the file is taken off all names.
+        expected: what the file should have been, for messages.
+
+    Raises:
+        WeightsMissing: there is no such file.
+        WeightsInvalid: as read_state; or there is no tensor of that name.
+    """
+    if _kind(path, expected) != "zip":
+        state = read_state(path, expected=expected)
+        return {name: state[stored] for name, stored in _under(path, state, first, expected).items()}
+    try:
+        with _opened(path) as file, zipfile.ZipFile(file) as archive:
+            stored = _Described(archive).tensors()
+            names = _under(path, stored, first, expected)
+            return _sound(path, {name: _made(archive, stored[full]) for name, full in names.items()}, expected)
+    except (*DAMAGED, OSError, zipfile.BadZipFile, zlib.error, MemoryError, pickle.UnpicklingError) as error:
+        raise WeightsInvalid(path, f"is damaged or truncated ({_line(error)}); {expected}; {AGAIN}") from None
+
+
+def _sound(path: Path, state: State, expected: str) -> State:
+    """The state itself, when all of it is plain finite numbers."""
+    for name, tensor in state.items():
+        # An expanded tensor of few stored numbers can claim to hold more than could ever be summed.
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise WeightsInvalid(path, f"holds {name} not as plain numbers (sparse, expanded or none); {expected}")
+        if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float32))):
+            raise WeightsInvalid(path, f"tensor {name} holds NaN or infinite numbers; {AGAIN}")
+    return state
+
+
+def _kind(path: Path, expected: str) -> str:
+    """What the file's first bytes say it is: safetensors, zip or pickle."""
+    if path.is_dir():
+        raise WeightsInvalid(path, f"is a folder; {expected}")
+    if not path.exists():
+        raise WeightsMissing(f"{path}: no such file; {expected}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise WeightsInvalid(path, f"cannot be read ({error.strerror}); allow it or name another file") from error
+    if not head:
+        raise WeightsInvalid(path, f"is empty; {expected}; {AGAIN}")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsInvalid(path, f"is a Git LFS pointer, not the file itself; run `git lfs pull`, or {AGAIN}")
+    if re.match(rb"\s*<(!doctype|html|\?xml|head|body)", head, re.IGNORECASE):
+        raise WeightsInvalid(path, f"is a web page, probably of the download site; {expected}; {AGAIN}")
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head[0] == 0x80 and len(head) > 1 and head[1] < 6:
+        return "pickle"
+    if len(head) > 8 and head[8:9] == b"{":
+        return "safetensors"
+    if re.match(rb"c\w+\n\w+\n", head):
+        raise WeightsInvalid(path, f"is a pickle of the oldest kind, which only code can need; {expected}")
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        raise WeightsInvalid(path, f"is a text file; {expected}")
+    raise WeightsInvalid(path, f"is of no known kind (it begins with {head[:4].hex()}); {expected}")
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise WeightsInvalid(path, f"is a damaged or truncated safetensors file ({_line(error)}); {AGAIN}") from None
+
+
+def _read_pickle(path: Path, kind: str, expected: str) -> Any:
+    """What torch reads from the file without running anything in it."""
+    try:
+        if kind == "zip" and not zipfile.is_zipfile(path):
+            raise WeightsInvalid(path, f"is truncated: its table of contents is missing; {AGAIN}")
+        # Torch takes the format from a path that ends so; given the open file it looks inside.
+        mapped = kind == "zip" and path.suffix.lower() != ".safetensors" and _is_stored(path)
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL `?([\w.]+)|(?<=global: )`?(?!GLOBAL)([\w.]+)", str(error))
+        if wanted:
+            raise WeightsInvalid(
+                path,
+                f"is a pickle that asks for {wanted[1] or wanted[2]}; it was not run, as only tensors are read: "
+                "do not trust this file, or have its author save a plain state dict",
+            ) from None
+        if "Unsupported operand" in str(error):
+            raise WeightsInvalid(
+                path,
+                "is a damaged pickle, or of a protocol that cannot be read without running what is in it; it was not "
+                f"run; {expected}; {AGAIN}, or have its author save a plain state dict",
+            ) from None
+        raise WeightsInvalid(path, f"is a damaged or foreign pickle; {expected}; {AGAIN}") from None
+    except (*DAMAGED, OSError, zipfile.BadZipFile) as error:
+        what = "a TorchScript archive" if "torchscript" in str(error).lower() else "damaged or truncated"
+        if kind == "zip" and re.search(r"data\.pkl|not in a subdirectory", str(error)):
+            what = "a zip archive without a checkpoint in it"
+        raise WeightsInvalid(path, f"is {what}; {expected}; {AGAIN}") from None
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether nothing in the archive is compressed, as only then its bytes are the tensors' own."""
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def _unwrapped(path: Path, found: Any, expected: str) -> State:
+    """The tensors inside of what a checkpoint wraps them in."""
+    for _ in range(3):
+        inner = next((found[key] for key in WRAPPERS if isinstance(found, Mapping) and key in found), None)
+        if not isinstance(inner, Mapping):
+            break
+        found = inner
+    if not isinstance(found, Mapping) or not found:
+        raise WeightsInvalid(path, f"holds {_article(found)}, not named tensors; {expected}")
+    strange = next((name for name, value in found.items() if not isinstance(value, Tensor)), None)
+    if strange is not None:
+        raise WeightsInvalid(
+            path, f"holds {_article(found[strange])} under {str(strange)[:40]!r}, not a tensor; {expected}"
+        )
+    state = {str(name): value.detach() for name, value in found.items()}
+    _check_names(path, state, expected)
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def _check_names(path: Path, names: Iterable[str], expected: str) -> None:
+    """Nothing; messages name tensors, and stay one short line."""
+    odd = next((name for name in names if not name.isprintable() or len(name) > 200), None)
+    if odd is not None:
+        raise WeightsInvalid(path, f"holds a tensor under the name {odd[:40]!r}, which no network has; {expected}")
+
+
+def _article(value: object) -> str:
+    kind = type(value).__name__
+    return f"an empty {kind}" if isinstance(value, Mapping) and not value else f"a value of type {kind}"
+
+
+def _line(error: Exception) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return "".join(c if c.isprintable() else "?" for c in first)
+
+
+# --- archives with foreign objects in them ---------------------------------------------------------------------------
+
+
+class _Stored(NamedTuple):
+    """Where a tensor's numbers lie in the archive, and how they are laid out."""
+
+    entry: str
+    dtype: torch.dtype
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Inert(dict[Any, Any]):
+    """Stands for an object of any foreign class: keeps what it is given, does nothing."""
+
+    def __init__(self, *args: object, **named: object) -> None:
+        super().__init__()
+
+    def __call__(self, *args: object, **named: object) -> _Inert:
+        return _Inert()
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, dict):
+            self.update(state)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def append(self, value: object) -> None:
+        """Nothing: lists lead to no named tensors."""
+
+    extend = append
+
+
+class _Described(pickle.Unpickler):
+    """Reads the archive's pickle as descriptions: no class of it is looked up, no tensor made, no function called.
+
+    Args:
+        archive: a zip file as torch writes it: a folder with data.pkl, and data/ with the numbers.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        names = archive.namelist()
+        found = [name for name in names if re.fullmatch(r"([^/]+/)?data\.pkl", name)]
+        if len(found) != 1:
+            raise ValueError("a zip archive without a checkpoint in it")
+        self.root = found[0].removesuffix("data.pkl")
+        order = f"{self.root}byteorder"
+        if order in names and _entry(archive, order) != b"little":
+            raise ValueError("numbers of another byte order")
+        super().__init__(io.BytesIO(_entry(archive, found[0])))
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands for the class of that name."""
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self._tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return self._parameter
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return STORAGES[name]
+        return type("Inert", (_Inert,), {})
+
+    def persistent_load(self, pid: Any) -> Any:
+        """The entry and dtype of the numbers that are kept beside the pickle."""
+        _, dtype, key, _, _ = pid
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError("numbers of an unknown kind")
+        return f"{self.root}data/{key}", dtype
+
+    def _tensor(self, storage: Any, offset: int, size: Any, stride: Any, *_: object) -> _Stored:
+        entry, dtype = storage
+        return _Stored(entry, dtype, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
+
+    def _parameter(self, data: object, *_: object) -> object:
+        return data
+
+    def tensors(self) -> dict[str, _Stored]:
+        """All tensors that can be reached by names, under those names joined by dots."""
+        found: dict[str, _Stored] = {}
+        seen: set[int] = set()
+        root = self.load()
+        left: list[tuple[tuple[str, ...], object]] = [((), root)]
+        while left:
+            way, value = left.pop()
+            if isinstance(value, _Stored):
+                found[".".join(way)] = value
+            elif isinstance(value, dict) and id(value) not in seen and len(way) < DEEPEST:
+                seen.add(id(value))
+                inner = [((*way, key), value) for key, value in dict.items(value) if isinstance(key, str)]
+                left += reversed(inner)
+        return found
+
+
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """The archive itself, or the one checkpoint that it holds as a file."""
+    with zipfile.ZipFile(path) as archive:
+        inside = [name for name in archive.namelist() if name.endswith(".ckpt")]
+        if len(inside) == 1 and not any(name.endswith("data.pkl") for name in archive.namelist()):
+            return io.BytesIO(_entry(archive, inside[0]))
+    return path.open("rb")
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The entry's bytes, checked against their checksum."""
+    if archive.getinfo(name).file_size > LARGEST:
+        raise ValueError(f"{name[:40]} unpacks to more than {LARGEST >> 30} GB")
+    return archive.read(name)
+
+
+def _made(archive: zipfile.ZipFile, stored: _Stored) -> Tensor:
+    """The tensor of that description."""
+    numbers = torch.frombuffer(bytearray(_entry(archive, stored.entry)), dtype=stored.dtype)
+    return torch.as_strided(numbers, stored.size, stored.stride, stored.offset)
+
+
+def _under(path: Path, names: Mapping[str, object], first: str, expected: str) -> dict[str, str]:
+    """The names in the file by the names in the network."""
+    there = next((name for name in names if name == first or name.endswith(f".{first}")), None)
+    if there is None:
+        _check_names(path, list(names)[:3], expected)
+        shown = ", ".join(list(names)[:3]) or "none"
+        raise WeightsInvalid(path, f"is another network (first tensors: {shown}); {expected}")
+    before = there.removesuffix(first)
+    inside = {name.removeprefix(before): name for name in names if name.startswith(before)}
+    _check_names(path, inside, expected)
+    return inside
