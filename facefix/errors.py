@@ -13,6 +13,7 @@
     │   └── DownloadFailed
     ├── FaceError             one face cannot be restored; the photo goes on
     │   └── DegenerateLandmarks
+    ├── JournalError          what is kept of many photos cannot be used        exit 2
     └── DeviceError           no such device or precision, or out of memory     exit 2
 
 Every message is one line: what is wrong, with which file, and the next step.
@@ -111,6 +112,25 @@ class FaceError(FacefixError):
 
 class DegenerateLandmarks(FaceError):
     """The five points do not fix a position, size and angle."""
+
+
+class JournalError(FacefixError):
+    """The journal of an output folder is missing, damaged, of another version, or in another process's hands.
+
+    Args:
+        path: the file or folder.
+        problem: what is wrong and what to do, without the path.
+    """
+
+    exit_code = 2
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{shown(path)}: {problem}")
+        self.path = path
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[JournalError], tuple[Path, str]]:
+        return type(self), (self.path, self.problem)
 
 
 class DeviceError(FacefixError):

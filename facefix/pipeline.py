@@ -60,6 +60,7 @@ class FaceFix:
         parser: parse.Parser | None = None,
         upscaler: upscale.Upscaler | None = None,
         notices: tuple[str, ...] = (),
+        weights: tuple[Weight, ...] = (),
     ) -> None:
         self.recipe = recipe
         self.detector = detector
@@ -67,6 +68,7 @@ class FaceFix:
         self.parser = parser
         self.upscaler = upscaler
         self.notices = notices
+        self.weights = weights
 
     @classmethod
     def load(cls, recipe: Recipe | None = None, *, device: str = "auto", store: Store | None = None) -> FaceFix:
@@ -97,7 +99,14 @@ class FaceFix:
             used += (weight,)
             upscaler = upscale.load(path, device=device, precision=recipe.precision)
         notices = tuple(notice for weight in used if (notice := store.notice(weight)) is not None)
-        return cls(recipe, detector, shelf, parser=parser, upscaler=upscaler, notices=notices)
+        return cls(recipe, detector, shelf, parser=parser, upscaler=upscaler, notices=notices, weights=used)
+
+    def weight_digests(self) -> dict[str, str]:
+        """sha256 of every weight file that may take part, used already or not, by its record's name."""
+        store = self.restorers.store
+        beside = {weight: store.locate(weight) for weight in self.weights if weight not in self.restorers.weights}
+        digests = {weight.name: store.digest(path) for weight, path in beside.items() if path is not None}
+        return digests | self.restorers.every_digest()
 
     def __call__(
         self,

@@ -179,6 +179,10 @@ class Shelf:
             self._ready[size] = self._read(*self._files[size])
         return self._ready[size]
 
+    def every_digest(self) -> dict[str, str]:
+        """sha256 of each file that may be taken, read already or not, by the record's name."""
+        return self.digests | {weight.name: self.store.digest(path) for weight, path in self._files.values()}
+
     def _read(self, weight: Weight, path: Path) -> NetworkRestorer:
         """The file's network; the template is its record's, or by its kind where no record knows it."""
         self.store.check(weight, path)

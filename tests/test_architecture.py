@@ -18,6 +18,7 @@ LAYERS = [
         "upscale", "inpaint",
     },
     {"pipeline", "inpainting"},
+    {"jobs"},
     {"cli", "cli_weights", "cli_inpaint", "integrations"},
 ]  # fmt: skip
 # Within one layer only these may meet: importer -> imported.
