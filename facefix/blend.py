@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -64,9 +64,9 @@ def paste(
             )
     raster = canvas.raster.copy()
     placed = [(patch, box) for patch in patches if (box := touched_box(patch, canvas, scale)) is not None]
-    for group in _groups([box for _, box in placed]):
+    for group in groups([box for _, box in placed]):
         layers = [_Layer.of(placed[i][0], placed[i][1], scale, strength) for i in group]
-        for tile in _tiles(_around(layer.box for layer in layers)):
+        for tile in _tiles(around(layer.box for layer in layers)):
             _paste_tile(canvas, raster, layers, tile, within, scale)
     return dataclasses.replace(canvas, raster=raster)
 
@@ -80,6 +80,57 @@ def rebased(patch: Patch, canvas: Photo, scale: float) -> Patch:
     patch_from_canvas = align.scaled(patch.patch_from_photo, scale)
     original = align.extract(canvas, patch_from_canvas, patch.mask.shape[0])
     return dataclasses.replace(patch, original=original)
+
+
+class Share(NamedTuple):
+    """What one patch does to some pixels: which of them, in a row (n,), its mask there (n,), what it adds (n, 3)."""
+
+    which: NDArray[np.intp]
+    mask: Mask
+    step: NDArray[np.float32]
+
+
+def reach(patch: Patch, canvas: Photo, box: Box, scale: float = 1.0, strength: float = 1.0) -> Share:
+    """The patch's share in the pixels of the box, counted row by row, as `paste` would lay it there.
+
+    Args:
+        patch: as for `paste`.
+        canvas: as for `paste`.
+        box: the patch's `touched_box`.
+        scale: as for `paste`.
+        strength: as for `paste`.
+    """
+    layer, size = _Layer.of(patch, box, scale, strength), (box.y1 - box.y0, box.x1 - box.x0)
+    own, step = np.zeros(size, np.float32), np.zeros((*size, 3), np.float32)
+    for tile in _tiles(box):
+        change, base, mask = layer.over(tile)
+        at = _inside(tile, box)
+        own[at] = mask
+        added = _step(change.reshape(-1, 4), base.reshape(-1, 4), canvas.pixels(tile).reshape(-1, 3))
+        step[at] = added.reshape(*mask.shape, 3)
+    which = np.flatnonzero(own)
+    return Share(which, _taken(own, which), _taken(step, which))
+
+
+def joined(canvas: Photo, codes: Raster, shares: Sequence[Share]) -> Raster:
+    """What the shares together make of pixels of the canvas, (n, 3), as `paste` would have.
+
+    Args:
+        canvas: whose colour space and depth the pixels have.
+        codes: (n, 3), the pixels.
+        shares: their `which` counts these pixels.
+    """
+    old = canvas.colour.to_srgb(codes[None])[0]
+    if len(shares) == 1:
+        step, weight = np.zeros_like(old), np.zeros(len(old), np.float32)
+        step[shares[0].which], weight[shares[0].which] = shares[0].step, shares[0].mask
+    else:
+        step, weight = _averaged(len(old), shares)
+    step *= weight[:, None]
+    changed = np.flatnonzero(step.any(axis=1))
+    new: Raster = codes.copy()
+    new[changed] = canvas.colour.from_srgb((old[changed] + step[changed])[None], canvas.meta.bits)[0]
+    return new
 
 
 def touched_box(patch: Patch, canvas: Photo, scale: float = 1.0) -> Box | None:
@@ -159,7 +210,7 @@ def _paste_tile(
     reached = [(layer, part) for layer in layers if (part := _common(layer.box, tile)) is not None]
     if not reached:
         return
-    area = _around(part for _, part in reached)
+    area = around(part for _, part in reached)
     sampled = [(layer.over(part), _inside(part, area)) for layer, part in reached]
     covered = np.zeros((area.y1 - area.y0, area.x1 - area.x0), bool)
     for (_, _, mask), at in sampled:
@@ -193,14 +244,24 @@ def _combined(
     if len(sampled) == 1:
         (change, base, mask), _ = sampled[0]
         return _step(_taken(change, index), _taken(base, index), old), _taken(mask, index)
-    total, weight = np.zeros_like(old), np.zeros(len(old), np.float32)
-    uncovered = np.ones(len(old), np.float32)
     number = np.zeros(covered.shape, np.intp)
     number.reshape(-1)[index] = np.arange(len(index))
-    for (change, base, mask), at in sampled:
-        here = np.flatnonzero(covered[at] & (mask > 0))
-        which, own = _taken(number[at], here), _taken(mask, here)
-        step = _step(_taken(change, here), _taken(base, here), np.take(old, which, axis=0))
+
+    def shares() -> Iterator[Share]:
+        for (change, base, mask), at in sampled:
+            here = np.flatnonzero(covered[at] & (mask > 0))
+            which = _taken(number[at], here)
+            before = np.take(old, which, axis=0)
+            yield Share(which, _taken(mask, here), _step(_taken(change, here), _taken(base, here), before))
+
+    return _averaged(len(old), shares())
+
+
+def _averaged(count: int, shares: Iterable[Share]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The changes (count, 3) that the shares make together, averaged by their masks' squares, and the masks' union."""
+    total, weight = np.zeros((count, 3), np.float32), np.zeros(count, np.float32)
+    uncovered = np.ones(count, np.float32)
+    for which, own, step in shares:
         total[which] += (own * own)[:, None] * step
         weight[which] += own * own
         uncovered[which] *= 1 - own
@@ -234,20 +295,20 @@ def _at_scale(within: Mask, area: Box, scale: float) -> Mask:
     return within[rows[:, None], columns]
 
 
-def _groups(boxes: Sequence[Box]) -> list[list[int]]:
+def groups(boxes: Sequence[Box]) -> list[list[int]]:
     """The boxes' numbers in groups, such that boxes of different groups do not overlap."""
-    groups: list[tuple[Box, list[int]]] = []
+    known: list[tuple[Box, list[int]]] = []
     for number, box in enumerate(boxes):
         joined, members = box, [number]
         while True:
-            near = [group for group in groups if _common(group[0], joined) is not None]
+            near = [group for group in known if _common(group[0], joined) is not None]
             if not near:
                 break
-            groups = [group for group in groups if group not in near]
-            joined = _around([joined, *(group[0] for group in near)])
+            known = [group for group in known if group not in near]
+            joined = around([joined, *(group[0] for group in near)])
             members = sorted([*members, *(i for group in near for i in group[1])])
-        groups.append((joined, members))
-    return [members for _, members in groups]
+        known.append((joined, members))
+    return [members for _, members in known]
 
 
 def _tiles(box: Box) -> Iterable[Box]:
@@ -257,7 +318,7 @@ def _tiles(box: Box) -> Iterable[Box]:
             yield Box(x, y, min(x + _TILE_PX, box.x1), min(y + _TILE_PX, box.y1))
 
 
-def _around(boxes: Iterable[Box]) -> Box:
+def around(boxes: Iterable[Box]) -> Box:
     """The smallest box around all."""
     x0, y0, x1, y1 = zip(*boxes, strict=True)
     return Box(min(x0), min(y0), max(x1), max(y1))

@@ -1,0 +1,279 @@
+"""What is stored beside a result so that each of its faces can be looked at, taken back, and brought in again.
+
+For each restored face the box of the canvas that its mask reaches, before and after, as PNG in the photo's own depth
+and colour profile. A face that stands alone needs no more: its box is laid in, or it is not.
+
+Where boxes overlap, a pixel can belong to several faces, and what it becomes without one of them is neither before nor
+after. For such faces there is one more file, `shares.npz`: which pixels of its box each one touches, a bit each, and at
+the pixels that it shares with others its mask and what it adds, four numbers each. Then, with S the faces that stay,
+
+    a pixel that no face of S touches             is the canvas's
+    one that only faces of S touch                is the one that was pasted
+    one that faces of S and others touch          is what the faces of S would have made of it
+
+so that taking a face back changes nothing where its mask does not reach, and the order of decisions does not matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from facefix import align, blend, imagefile
+from facefix.errors import PhotoUnreadable, PhotoUnwritable
+from facefix.imagefile.colour import gray_of
+from facefix.imagefile.png import encode_png
+from facefix.types import Box, Mask, Patch, Photo, Raster, Result
+
+Kept = dict[str, Any]
+"""The record of one face, ready for JSON: box, before, after (paths below the store), change, and maybe shares."""
+
+
+def keep(store: Path, job_id: str, photo: Photo, result: Result) -> dict[int, Kept]:
+    """By face number, the record of what was stored below store/faces/ for each restored face.
+
+    Running it again writes the same bytes. Nothing is recorded of a face whose mask lies outside the photo.
+    `change` is the mean difference, in grey levels of 255, weighted by the face's mask.
+
+    Args:
+        store: OUT/.facefix.
+        job_id: what the folder is called.
+        photo: what was read.
+        result: what was made of it.
+
+    Raises:
+        PhotoUnwritable: the store cannot be written.
+    """
+    canvas, recipe = result.canvas or photo, result.report.recipe
+    scale = float(recipe["scale"])
+    boxes = {
+        number: box
+        for number, patch in sorted(result.patches.items())
+        if (box := blend.touched_box(patch, canvas, scale)) is not None
+    }
+    folder = Path("faces", job_id[:2], job_id)
+    kept: dict[int, Kept] = {}
+    for number, box in boxes.items():
+        pair = [_png(each, box) for each in (canvas, result.photo)]
+        names = [(folder / f"{number:03d}.{kind}.png").as_posix() for kind in ("before", "after")]
+        names[1] = names[pair[0] != pair[1]]
+        for name, content in dict(zip(names, pair, strict=True)).items():
+            put(store / name, content)
+        change = _change(canvas, result.photo, result.patches[number], box, scale)
+        kept[number] = {"box": list(box), "before": names[0], "after": names[1], "change": round(change, 3)}
+    numbers = list(boxes)
+    tangled = [numbers[i] for group in blend.groups(list(boxes.values())) if len(group) > 1 for i in group]
+    if tangled:
+        patches = {number: result.patches[number] for number in sorted(tangled)}
+        if recipe["upscaler"] != "lanczos" and scale > 1:
+            patches = {number: blend.rebased(patch, canvas, scale) for number, patch in patches.items()}
+        name = (folder / "shares.npz").as_posix()
+        put(store / name, _shares(canvas, patches, boxes, scale, float(recipe["strength"])))
+        for number in tangled:
+            kept[number]["shares"] = name
+    return kept
+
+
+def composed(store: Path, canvas: Photo, kept: Mapping[int, Kept], accepted: Collection[int]) -> Photo:
+    """The canvas with those faces laid in that are accepted, as if the others had never been restored.
+
+    Args:
+        store: OUT/.facefix.
+        canvas: as before anything was pasted; `cleared` and the source give it.
+        kept: the records of all faces, by their numbers.
+        accepted: the numbers of the faces to be laid in; those without a record changed nothing.
+
+    Raises:
+        PhotoUnreadable: what was stored is missing or damaged.
+    """
+    raster = canvas.raster.copy()
+    tangled = {number: record for number, record in kept.items() if "shares" in record}
+    for number in sorted(kept):
+        if number in accepted and number not in tangled:
+            raster[Box(*kept[number]["box"]).slices] = _read(store, kept[number], "after")
+    staying = [number for number in sorted(tangled) if number in accepted]
+    if staying:
+        _lay_tangled(store, canvas, raster, tangled, staying)
+    return _with(canvas, raster)
+
+
+def cleared(store: Path, photo: Photo, kept: Mapping[int, Kept]) -> Photo:
+    """The photo with each face as it was before: the canvas, where the photo is a result without loss.
+
+    Raises:
+        PhotoUnreadable: what was stored is missing or damaged, or belongs to a photo of another size or depth.
+    """
+    raster = photo.raster.copy()
+    for record in kept.values():
+        box, before = Box(*record["box"]), _read(store, record, "before")
+        if before.dtype != raster.dtype or box.x1 > photo.width or box.y1 > photo.height:
+            raise PhotoUnreadable(photo.meta.source, f"it is not the picture whose faces lie in {store}; restore again")
+        raster[box.slices] = before
+    return _with(photo, raster)
+
+
+def fits(store: Path, canvas: Photo, kept: Mapping[int, Kept]) -> bool:
+    """Whether the canvas shows what was stored as before, bit for bit."""
+    return np.array_equal(cleared(store, canvas, kept).raster, canvas.raster)
+
+
+def pair(store: Path, record: Kept) -> tuple[Photo, Photo]:
+    """The face's box before and after.
+
+    Raises:
+        PhotoUnreadable: what was stored is missing or damaged.
+    """
+    return imagefile.read(store / record["before"]), imagefile.read(store / record["after"])
+
+
+def put(path: Path, content: bytes, like: os.stat_result | None = None) -> None:
+    """Nothing; the file holds the content, got there in one step, and lasts through a power cut.
+
+    Args:
+        path: the file; its folder is made.
+        content: all of it.
+        like: mode and times to be given to it.
+
+    Raises:
+        PhotoUnwritable: it could not be written; what was there stays.
+    """
+    temporary = path.with_name(f".facefix-{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if like is not None:
+            temporary.chmod(like.st_mode & 0o7777)
+            os.utime(temporary, ns=(like.st_atime_ns, like.st_mtime_ns))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PhotoUnwritable(path, f"it could not be written ({error.strerror}); check folder and disk") from error
+
+
+def _lay_tangled(
+    store: Path, canvas: Photo, raster: NDArray[Any], tangled: Mapping[int, Kept], staying: list[int]
+) -> None:
+    """Writes into the raster what the staying ones of faces whose boxes overlap make of the canvas."""
+    boxes = {number: Box(*record["box"]) for number, record in tangled.items()}
+    touches, values = _read_shares(store / next(iter(tangled.values()))["shares"], boxes)
+    area = blend.around(boxes.values())
+    leaving, several, shared = (np.zeros((area.y1 - area.y0, area.x1 - area.x0), bool) for _ in range(3))
+    for number, box in boxes.items():
+        at = _inside(box, area)
+        shared[at] |= several[at] & touches[number]
+        several[at] |= touches[number]
+        if number not in staying:
+            leaving[at] |= touches[number]
+    mixed = np.zeros_like(leaving)
+    for number in staying:
+        at, after = _inside(boxes[number], area), _read(store, tangled[number], "after")
+        whole = touches[number] & ~leaving[at]
+        raster[boxes[number].slices][whole] = after[whole]
+        mixed[at] |= touches[number] & leaving[at]
+    index = np.flatnonzero(mixed)
+    for group in blend.groups([boxes[number] for number in staying]):
+        shares = []
+        for number in (staying[i] for i in group):
+            at = _inside(boxes[number], area)
+            rows, columns = np.nonzero(touches[number] & mixed[at])
+            which = np.searchsorted(index, (rows + at[0].start) * mixed.shape[1] + columns + at[1].start)
+            own = values[number][mixed[at][touches[number] & shared[at]]]
+            shares.append(blend.Share(which, own[:, 0], own[:, 1:]))
+        mine = np.unique(np.concatenate([share.which for share in shares]))
+        row, column = np.divmod(index[mine], mixed.shape[1])
+        where = row + area.y0, column + area.x0
+        shares = [share._replace(which=np.searchsorted(mine, share.which)) for share in shares]
+        raster[where] = blend.joined(canvas, canvas.raster[where], shares)
+
+
+def _shares(
+    canvas: Photo, patches: Mapping[int, Patch], boxes: Mapping[int, Box], scale: float, strength: float
+) -> bytes:
+    """The file of the faces whose boxes overlap."""
+    reaches = {number: blend.reach(patch, canvas, boxes[number], scale, strength) for number, patch in patches.items()}
+    area = blend.around(boxes[number] for number in patches)
+    several, shared = (np.zeros((area.y1 - area.y0, area.x1 - area.x0), bool) for _ in range(2))
+    touches = {}
+    for number, share in reaches.items():
+        box = boxes[number]
+        touch = np.zeros((box.y1 - box.y0, box.x1 - box.x0), bool)
+        touch.reshape(-1)[share.which] = True
+        at = _inside(box, area)
+        shared[at] |= several[at] & touch
+        several[at] |= touch
+        touches[number] = touch
+    arrays: dict[str, NDArray[Any]] = {}
+    for number, share in reaches.items():
+        both = shared[_inside(boxes[number], area)][touches[number]]
+        arrays[f"touch{number}"] = np.packbits(touches[number])
+        arrays[f"share{number}"] = np.concatenate([share.mask[both, None], share.step[both]], axis=1)
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def _read_shares(
+    path: Path, boxes: Mapping[int, Box]
+) -> tuple[dict[int, NDArray[np.bool_]], dict[int, NDArray[np.float32]]]:
+    """Of each face, which pixels of its box it touches, and its numbers at those that it shares."""
+    touches, values = {}, {}
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            for number, box in boxes.items():
+                size = (box.y1 - box.y0, box.x1 - box.x0)
+                bits = np.unpackbits(arrays[f"touch{number}"], count=size[0] * size[1])
+                touches[number] = bits.reshape(size).astype(bool)
+                values[number] = arrays[f"share{number}"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise PhotoUnreadable(path, "the stored shares are missing or damaged; restore the photo again") from error
+    return touches, values
+
+
+def _png(photo: Photo, box: Box) -> bytes:
+    """A box of the photo as a PNG file, grey where the photo is."""
+    part: Any = np.ascontiguousarray(photo.raster[box.slices])
+    samples = gray_of(part) if photo.meta.gray else part
+    return b"".join(encode_png(samples, icc=photo.meta.icc, exif=None, xmp=None, iptc=None, dpi=None, text=()))
+
+
+def _read(store: Path, record: Kept, kind: str) -> Raster:
+    """The stored raster of a face before or after."""
+    path, box = store / record[kind], Box(*record["box"])
+    stored = imagefile.read(path)
+    if stored.meta.warnings or (stored.width, stored.height) != (box.x1 - box.x0, box.y1 - box.y0):
+        raise PhotoUnreadable(path, "the stored face is damaged, or not of the size on record; restore the photo again")
+    return stored.raster
+
+
+def _change(before: Photo, after: Photo, patch: Patch, box: Box, scale: float) -> float:
+    """The mean difference in grey levels of 255, weighted by the mask."""
+    box_from_patch = align.invert(align.scaled(patch.patch_from_photo, scale)) - np.array(
+        [[0, 0, box.x0], [0, 0, box.y0]]
+    )
+    size = (box.x1 - box.x0, box.y1 - box.y0)
+    mask: Mask = align.warp(patch.mask, box_from_patch, size, cv2.BORDER_CONSTANT)
+    difference = np.abs(after.pixels(box) - before.pixels(box)).mean(axis=2)
+    return float((difference * mask).sum() * 255 / max(float(mask.sum()), 1e-6))
+
+
+def _inside(part: Box, area: Box) -> tuple[slice, slice]:
+    """The rows and columns of `part` in an array that holds `area`."""
+    return Box(part.x0 - area.x0, part.y0 - area.y0, part.x1 - area.x0, part.y1 - area.y0).slices
+
+
+def _with(photo: Photo, raster: NDArray[Any]) -> Photo:
+    return dataclasses.replace(photo, raster=raster)
