@@ -95,7 +95,7 @@ class Inpainter:
         store = store or Store.default()
         kind, note = inpaint.choose(recipe, store)
         engine, files = inpaint.load(kind, recipe, store, device=device)
-        fix = FaceFix.load(dataclasses.replace(recipe, scale=1), device=device, store=store) if recipe.faces else None
+        fix = _fix(recipe, device, store) if recipe.faces else None
         notices = [note] if note is not None else []
         notices += [notice for weight, _ in files if (notice := store.notice(weight)) is not None]
         notices += fix.notices if fix is not None else ()
@@ -235,7 +235,8 @@ class Inpainter:
             if not np.isfinite(drawn[part]).all():
                 raise DeviceError(f"{self.engine.name}: it gave no finite numbers; try --precision float32")
             whole = np.where(part[:, :, None], guide.back(drawn), scene)
-            compose.lay(photo, raster, box, compose.smoothed(whole, recipe.post), soft[box.slices])
+            whole = compose.grained(compose.smoothed(whole, recipe.post), part, recipe.fill_grain, seed + number)
+            compose.lay(photo, raster, box, whole, soft[box.slices])
         return dataclasses.replace(photo, raster=raster), boxes
 
     def _faces(self, filled: _Filled, target: Path | None, progress: Progress | None) -> Result:
@@ -255,6 +256,11 @@ class Inpainter:
             for note in result.report.faces
         )
         return dataclasses.replace(result, report=dataclasses.replace(result.report, faces=notes))
+
+
+def _fix(recipe: Recipe, device: str, store: Store) -> FaceFix:
+    """What restores the faces in the hole: at the scene's size, and sharp ones too, for what was sharp is gone there."""
+    return FaceFix.load(dataclasses.replace(recipe, scale=1, sharp_faces="restore"), device=device, store=store)
 
 
 def _named(progress: Progress, name: str) -> Callable[[int, int], None]:

@@ -113,6 +113,7 @@ class Recipe:
         "leave",
         "A face that is larger and sharper than the network's output: leave it alone or restore it anyway.",
         choices=("leave", "restore"),
+        only="restore",
     )
     precision: str = _setting(
         "auto",
@@ -182,6 +183,9 @@ class Recipe:
         only="inpaint",
     )
     post: str = _setting("none", "Smooth the fill afterwards.", choices=("none", "gaussian", "median"), only="inpaint")
+    fill_grain: float = _setting(
+        1.0, "Give the fill this part of the grain around it.", minimum=0.0, maximum=1.0, only="inpaint"
+    )
     outpaint: str = _setting(
         "",
         "Extend the frame by LEFT,TOP,RIGHT,BOTTOM pixels, or per cent of the photo's sides: 0,0,256,0 or 10%,0,10%,0.",

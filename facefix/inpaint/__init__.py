@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from facefix.errors import UsageError
+from facefix.errors import UsageError, WeightsInvalid
 from facefix.recipe import Recipe
 from facefix.types import Mask, Pixels, Weight
 from facefix.weights import Store
@@ -135,4 +135,11 @@ def load(kind: Kind, recipe: Recipe, store: Store, *, device: str) -> tuple[Engi
         from facefix.inpaint.telea import Telea
 
         return Telea(), ()
-    raise UsageError(f"--engine {kind.name}: this build has no such engine; take --engine cv2")
+    if kind.weights is None:
+        raise UsageError(f"--engine {kind.name}: this build has no such engine; take --engine cv2")
+    weight, path = store.require(recipe.model or kind.weights)
+    if weight.kind not in ("inpainter", "unknown"):
+        raise WeightsInvalid(path, f"expected a network that fills holes, got a {weight.kind}; name another --model")
+    from facefix.inpaint import lama
+
+    return lama.load(path, device=device, refine=recipe.refine), ((weight, path),)

@@ -34,6 +34,7 @@ _RING_PX = 16
 _LEVELS = 256
 _LINEAR_SHARE = 0.05
 _SPREAD_FLOOR = 0.005
+_GRAIN_RING_PX, _GRAIN_LEAST_PX, _GRAIN_LEAST = 48, 64, 0.5 / 255
 
 
 def whiteness(picture: Photo) -> NDArray[np.float32]:
@@ -241,10 +242,56 @@ def _interp(values: NDArray[np.float32], at: NDArray[Any], to: NDArray[Any]) -> 
 def smoothed(filled: Pixels, post: str) -> Pixels:
     """The pixels after a Gaussian of 0.8 px or a median of 3 px, or as they are."""
     if post == "gaussian":
-        return np.asarray(cv2.GaussianBlur(filled, (0, 0), 0.8), np.float32)
+        return _blurred(filled, 0.8)
     if post == "median":
         return np.asarray(cv2.medianBlur(filled, 3), np.float32)
     return filled
+
+
+def grained(filled: Pixels, reach: Bits, amount: float, seed: int) -> Pixels:
+    """The pixels with the grain in the reach that the known pixels within 48 px of it have, and it lacks.
+
+    Grain is what a Gaussian of 1.5 px takes away in the flattest quarter of the pixels: how strong it is, how the
+    three channels hang together in it, and how much neighbours are alike.
+
+    Args:
+        filled: (h, w, 3) float32, 0..1, known pixels where they are known.
+        reach: (h, w), what was filled.
+        amount: part of the missing grain to add, 0..1.
+        seed: equal seeds give equal grain.
+    """
+    near = grown(reach, _GRAIN_RING_PX) & ~reach
+    if amount == 0 or near.sum() < _GRAIN_LEAST_PX:
+        return filled
+    coarse = _blurred(filled, 1.5)
+    detail = filled - coarse
+    luma = coarse.mean(axis=2)
+    slope = np.hypot(np.asarray(cv2.Sobel(luma, -1, 1, 0)), np.asarray(cv2.Sobel(luma, -1, 0, 1)))
+    inner = ~grown(reach, 4)  # the blur looks into the reach
+    usable = near & inner & (luma > 0.02) & (luma < 0.98)
+    if usable.sum() < _GRAIN_LEAST_PX:
+        return filled
+    flat = usable & (slope <= np.percentile(slope[usable], 25))
+    wanted = np.cov(detail[flat].T)
+    pairs = flat[:, 1:] & flat[:, :-1]
+    shared = (detail[:, 1:] * detail[:, :-1])[pairs].sum(axis=1).mean() if pairs.any() else 0.0
+    present = detail[reach & (slope <= np.percentile(slope[reach], 25))].var(axis=0).sum()
+    missing = max(0.0, 1 - present / max(np.trace(wanted), 1e-12))
+    if missing * np.trace(wanted) < _GRAIN_LEAST**2:
+        return filled
+    noise = np.random.default_rng(seed).standard_normal(filled.shape).astype(np.float32)
+    alike = min(0.8, shared / np.trace(wanted))
+    if alike > 0.05:
+        noise = _blurred(noise, math.sqrt(-1 / (4 * math.log(alike))))
+    noise /= (noise - _blurred(noise, 1.5)).std()
+    values, vectors = np.linalg.eigh(wanted)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    grain = noise @ (root * amount * math.sqrt(missing)).astype(np.float32)
+    return np.where(reach[:, :, None], np.clip(filled + grain, 0, 1), filled)
+
+
+def _blurred(pixels: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
+    return np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma_px), np.float32)
 
 
 def lay(photo: Photo, raster: Raster, box: Box, filled: Pixels, soft: Mask) -> None:
