@@ -259,7 +259,7 @@ class Inpainter:
 
 
 def _fix(recipe: Recipe, device: str, store: Store) -> FaceFix:
-    """What restores the faces in the hole: at the scene's size, and sharp ones too, for what was sharp is gone there."""
+    """What restores the faces in the hole: at the scene's size, and sharp ones too, for nothing sharp is left there."""
     return FaceFix.load(dataclasses.replace(recipe, scale=1, sharp_faces="restore"), device=device, store=store)
 
 

@@ -57,7 +57,7 @@ def test_each_command_has_its_own_settings_and_every_setting_has_a_command() -> 
     restore, inpaint = set(Recipe.settings("restore")), set(Recipe.settings("inpaint"))
     assert Recipe.settings() == Recipe.settings("restore")
     assert restore | inpaint == {field.name for field in dataclasses.fields(Recipe)}
-    assert restore - inpaint == {"scale"}
+    assert restore - inpaint == {"scale", "sharp_faces"}
     assert {"engine", "prompt", "feather_px", "faces"} <= inpaint - restore
     assert list(Recipe(seed=3).values()) == list(Recipe.settings())
 
