@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -215,7 +216,7 @@ def _packed(samples: Raster) -> bytes:
     """The picture's rows, each with its filter, as one zlib stream."""
     big_endian = np.ascontiguousarray(samples, samples.dtype.newbyteorder(">"))
     rows = big_endian.view(np.uint8).reshape(len(samples), -1)
-    filtered = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
+    filtered: Any = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
