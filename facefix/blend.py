@@ -88,9 +88,13 @@ class Share(NamedTuple):
     which: NDArray[np.intp]
     mask: Mask
     step: NDArray[np.float32]
+    within: Mask | float = 1.0
+    """The user's mask there, (n,)."""
 
 
-def reach(patch: Patch, canvas: Photo, box: Box, scale: float = 1.0, strength: float = 1.0) -> Share:
+def reach(
+    patch: Patch, canvas: Photo, box: Box, scale: float = 1.0, within: Mask | None = None, strength: float = 1.0
+) -> Share:
     """The patch's share in the pixels of the box, counted row by row, as `paste` would lay it there.
 
     Args:
@@ -98,6 +102,7 @@ def reach(patch: Patch, canvas: Photo, box: Box, scale: float = 1.0, strength: f
         canvas: as for `paste`.
         box: the patch's `touched_box`.
         scale: as for `paste`.
+        within: as for `paste`.
         strength: as for `paste`.
     """
     layer, size = _Layer.of(patch, box, scale, strength), (box.y1 - box.y0, box.x1 - box.x0)
@@ -108,8 +113,12 @@ def reach(patch: Patch, canvas: Photo, box: Box, scale: float = 1.0, strength: f
         own[at] = mask
         added = _step(change.reshape(-1, 4), base.reshape(-1, 4), canvas.pixels(tile).reshape(-1, 3))
         step[at] = added.reshape(*mask.shape, 3)
-    which = np.flatnonzero(own)
-    return Share(which, _taken(own, which), _taken(step, which))
+    if within is None:
+        which = np.flatnonzero(own)
+        return Share(which, _taken(own, which), _taken(step, which))
+    allowed = _at_scale(within, box, scale)
+    which = np.flatnonzero((own > 0) & (allowed > 0))
+    return Share(which, _taken(own, which), _taken(step, which), _taken(allowed, which))
 
 
 def joined(canvas: Photo, codes: Raster, shares: Sequence[Share]) -> Raster:
@@ -121,12 +130,16 @@ def joined(canvas: Photo, codes: Raster, shares: Sequence[Share]) -> Raster:
         shares: their `which` counts these pixels.
     """
     old = canvas.colour.to_srgb(codes[None])[0]
+    weight = np.zeros(len(old), np.float32)
     if len(shares) == 1:
-        step, weight = np.zeros_like(old), np.zeros(len(old), np.float32)
+        step = np.zeros_like(old)
         step[shares[0].which], weight[shares[0].which] = shares[0].step, shares[0].mask
     else:
         step, weight = _averaged(len(old), shares)
-    step *= weight[:, None]
+    within = np.ones(len(old), np.float32)
+    for share in shares:
+        within[share.which] = share.within
+    step *= (weight * within)[:, None]
     changed = np.flatnonzero(step.any(axis=1))
     new: Raster = codes.copy()
     new[changed] = canvas.colour.from_srgb((old[changed] + step[changed])[None], canvas.meta.bits)[0]
@@ -261,7 +274,7 @@ def _averaged(count: int, shares: Iterable[Share]) -> tuple[NDArray[np.float32],
     """The changes (count, 3) that the shares make together, averaged by their masks' squares, and the masks' union."""
     total, weight = np.zeros((count, 3), np.float32), np.zeros(count, np.float32)
     uncovered = np.ones(count, np.float32)
-    for which, own, step in shares:
+    for which, own, step, _ in shares:
         total[which] += (own * own)[:, None] * step
         weight[which] += own * own
         uncovered[which] *= 1 - own

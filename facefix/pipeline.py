@@ -169,7 +169,7 @@ class FaceFix:
             seam = blend.seam_score(canvas, result, patch, recipe.scale)
             notes[number] = dataclasses.replace(notes[number], seam=seam)
         report = self._report(photo, result, notes, target, time.perf_counter() - started)
-        return Result(result, report, patches, canvas)
+        return Result(result, report, patches, canvas, allowed)
 
     def save(self, result: Result, photo: Photo, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
         """Write the result; where no pixel differs from the photo's file, that file is copied byte for byte.
@@ -186,7 +186,8 @@ class FaceFix:
         Raises:
             PhotoUnwritable: it could not be written; nothing was left there.
         """
-        boxes = [blend.touched_box(patch, result.photo, self.recipe.scale) for patch in result.patches.values()]
+        patches = [patch for _, patch in sorted(result.patches.items())]
+        boxes = [blend.touched_box(patch, result.photo, self.recipe.scale) for patch in patches]
         regions = [box for box in boxes if box is not None]
         label = self.recipe.ai_label and bool(result.patches)
         return imagefile.save(result.photo, photo, path, ai_label=label, regions=regions, overwrite=overwrite)

@@ -10,20 +10,22 @@ from PIL import Image
 from test_geometry import enlarged, face_at, made_photo, patch_of, with_pattern
 
 from facefix import blend
-from facefix.errors import PhotoUnreadable
+from facefix.errors import PhotoUnreadable, PhotoUnwritable
 from facefix.jobs import kept
 from facefix.recipe import Recipe
-from facefix.types import Box, Meta, Patch, Photo, Report, Result
+from facefix.types import Box, Mask, Meta, Patch, Photo, Report, Result
 
 ID = "ab" + "0" * 62
 CROWD = ((60, 60, 0.2), (95, 66, -0.3), (80, 100, 0.5), (215, 60, 0.0))  # three in a knot, one by itself
 
 
-def result_of(canvas: Photo, patches: dict[int, Patch], recipe: Recipe | None = None) -> Result:
+def result_of(
+    canvas: Photo, patches: dict[int, Patch], recipe: Recipe | None = None, allowed: Mask | None = None
+) -> Result:
     recipe = recipe or Recipe()
-    pasted = blend.paste(canvas, list(patches.values()), recipe.scale, strength=recipe.strength)
+    pasted = blend.paste(canvas, list(patches.values()), recipe.scale, allowed, recipe.strength)
     report = Report(None, None, pasted.width, pasted.height, dataclasses.asdict(recipe), {}, (), 0.0)
-    return Result(pasted, report, patches, canvas)
+    return Result(pasted, report, patches, canvas, allowed)
 
 
 def crowd(photo: Photo, places: tuple[tuple[int, int, float], ...] = CROWD, size: int = 128) -> dict[int, Patch]:
@@ -36,21 +38,25 @@ def subsets(numbers: list[int]) -> list[tuple[int, ...]]:
     return [some for count in range(len(numbers) + 1) for some in itertools.combinations(numbers, count)]
 
 
-@pytest.mark.parametrize(("bits", "scale", "strength"), [(8, 1, 1.0), (16, 1, 0.7), (8, 2, 1.0)])
+@pytest.mark.parametrize(
+    ("bits", "scale", "strength", "masked"), [(8, 1, 1.0, False), (16, 1, 0.7, False), (8, 2, 1.0, True)]
+)
 def test_every_choice_of_faces_is_what_these_faces_alone_give(
-    tmp_path: Path, bits: int, scale: int, strength: float
+    tmp_path: Path, bits: int, scale: int, strength: float, masked: bool
 ) -> None:
     photo = made_photo(270, 150, bits)
     canvas = enlarged(photo, scale) if scale > 1 else photo
     patches = crowd(photo)
     recipe = Recipe(scale=scale, strength=strength)
-    result = result_of(canvas, patches, recipe)
+    allowed = np.linspace(-0.2, 1, 270 * 150, dtype=np.float32).clip(0).reshape(150, 270) if masked else None
+    result = result_of(canvas, patches, recipe, allowed)
     records = kept.keep(tmp_path, ID, photo, result)
     assert list(records) == [1, 2, 3, 4]
     assert ["shares" in record for record in records.values()] == [True, True, True, False]
     for accepted in subsets([1, 2, 3, 4]):
         got = kept.composed(tmp_path, canvas, records, accepted).raster
-        alone = blend.paste(canvas, [patches[number] for number in accepted], scale, strength=strength).raster
+        chosen = [patches[number] for number in accepted]
+        alone = blend.paste(canvas, chosen, scale, allowed, strength).raster
         assert np.array_equal(got, alone), accepted
 
 
@@ -154,9 +160,13 @@ def test_damaged_stores_are_named_in_one_line(tmp_path: Path, name: str, harm: s
 
 
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
-    kept.put(tmp_path / "a" / "b.bin", b"one")
-    like = (tmp_path / "a" / "b.bin").stat()
-    kept.put(tmp_path / "a" / "b.bin", b"two", like)
-    again = (tmp_path / "a" / "b.bin").stat()
-    assert (again.st_mtime_ns, again.st_mode) == (like.st_mtime_ns, like.st_mode)
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.bin"]
+    for content in (b"one", b"two"):
+        kept.put(tmp_path, "faces/ab/c.png", content)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == [
+        "faces/ab/c.png"
+    ]
+    assert (tmp_path / "faces/ab/c.png").read_bytes() == b"two"
+    (tmp_path / "plain").write_bytes(b"")
+    with pytest.raises(PhotoUnwritable, match="plain"):
+        kept.put(tmp_path, "plain/c.png", b"three")
+    assert not list((tmp_path / "tmp").iterdir())

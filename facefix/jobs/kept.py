@@ -5,7 +5,8 @@ and colour profile. A face that stands alone needs no more: its box is laid in, 
 
 Where boxes overlap, a pixel can belong to several faces, and what it becomes without one of them is neither before nor
 after. For such faces there is one more file, `shares.npz`: which pixels of its box each one touches, a bit each, and at
-the pixels that it shares with others its mask and what it adds, four numbers each. Then, with S the faces that stay,
+the pixels that it shares with others its mask, what it adds, and the user's mask if there is one. Then, with S the
+faces that stay,
 
     a pixel that no face of S touches             is the canvas's
     one that only faces of S touch                is the one that was pasted
@@ -69,7 +70,7 @@ def keep(store: Path, job_id: str, photo: Photo, result: Result) -> dict[int, Ke
         names = [(folder / f"{number:03d}.{kind}.png").as_posix() for kind in ("before", "after")]
         names[1] = names[pair[0] != pair[1]]
         for name, content in dict(zip(names, pair, strict=True)).items():
-            put(store / name, content)
+            put(store, name, content)
         change = _change(canvas, result.photo, result.patches[number], box, scale)
         kept[number] = {"box": list(box), "before": names[0], "after": names[1], "change": round(change, 3)}
     numbers = list(boxes)
@@ -79,7 +80,11 @@ def keep(store: Path, job_id: str, photo: Photo, result: Result) -> dict[int, Ke
         if recipe["upscaler"] != "lanczos" and scale > 1:
             patches = {number: blend.rebased(patch, canvas, scale) for number, patch in patches.items()}
         name = (folder / "shares.npz").as_posix()
-        put(store / name, _shares(canvas, patches, boxes, scale, float(recipe["strength"])))
+        reaches = {
+            number: blend.reach(patch, canvas, boxes[number], scale, result.allowed, float(recipe["strength"]))
+            for number, patch in patches.items()
+        }
+        put(store, name, _shares(reaches, boxes))
         for number in tangled:
             kept[number]["shares"] = name
     return kept
@@ -137,31 +142,27 @@ def pair(store: Path, record: Kept) -> tuple[Photo, Photo]:
     return imagefile.read(store / record["before"]), imagefile.read(store / record["after"])
 
 
-def put(path: Path, content: bytes, like: os.stat_result | None = None) -> None:
-    """Nothing; the file holds the content, got there in one step, and lasts through a power cut.
-
-    Args:
-        path: the file; its folder is made.
-        content: all of it.
-        like: mode and times to be given to it.
+def put(store: Path, name: str, content: bytes) -> None:
+    """Nothing; the file of that name in the store holds the content, got there in one step, and is on the disk.
 
     Raises:
         PhotoUnwritable: it could not be written; what was there stays.
     """
-    temporary = path.with_name(f".facefix-{secrets.token_hex(8)}.tmp")
+    temporary, path = store / "tmp" / f"{secrets.token_hex(8)}.tmp", store / name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if like is not None:
-            temporary.chmod(like.st_mode & 0o7777)
-            os.utime(temporary, ns=(like.st_atime_ns, like.st_mtime_ns))
-        temporary.replace(path)
+        for folder in (temporary.parent, path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PhotoUnwritable(path, f"it could not be written ({error.strerror}); check folder and disk") from error
+        problem = f"it could not be written ({error.strerror or error}); check the folder and the disk"
+        raise PhotoUnwritable(path, problem) from error
 
 
 def _lay_tangled(
@@ -192,7 +193,8 @@ def _lay_tangled(
             rows, columns = np.nonzero(touches[number] & mixed[at])
             which = np.searchsorted(index, (rows + at[0].start) * mixed.shape[1] + columns + at[1].start)
             own = values[number][mixed[at][touches[number] & shared[at]]]
-            shares.append(blend.Share(which, own[:, 0], own[:, 1:]))
+            within = own[:, 4] if own.shape[1] > 4 else 1.0
+            shares.append(blend.Share(which, own[:, 0], own[:, 1:4], within))
         mine = np.unique(np.concatenate([share.which for share in shares]))
         row, column = np.divmod(index[mine], mixed.shape[1])
         where = row + area.y0, column + area.x0
@@ -200,12 +202,9 @@ def _lay_tangled(
         raster[where] = blend.joined(canvas, canvas.raster[where], shares)
 
 
-def _shares(
-    canvas: Photo, patches: Mapping[int, Patch], boxes: Mapping[int, Box], scale: float, strength: float
-) -> bytes:
+def _shares(reaches: Mapping[int, blend.Share], boxes: Mapping[int, Box]) -> bytes:
     """The file of the faces whose boxes overlap."""
-    reaches = {number: blend.reach(patch, canvas, boxes[number], scale, strength) for number, patch in patches.items()}
-    area = blend.around(boxes[number] for number in patches)
+    area = blend.around(boxes[number] for number in reaches)
     several, shared = (np.zeros((area.y1 - area.y0, area.x1 - area.x0), bool) for _ in range(2))
     touches = {}
     for number, share in reaches.items():
@@ -220,7 +219,10 @@ def _shares(
     for number, share in reaches.items():
         both = shared[_inside(boxes[number], area)][touches[number]]
         arrays[f"touch{number}"] = np.packbits(touches[number])
-        arrays[f"share{number}"] = np.concatenate([share.mask[both, None], share.step[both]], axis=1)
+        columns = [share.mask, *share.step.T]
+        if not isinstance(share.within, float):
+            columns.append(share.within)
+        arrays[f"share{number}"] = np.stack([column[both] for column in columns], axis=1)
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     return file.getvalue()
