@@ -7,24 +7,21 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from facefix import __version__, cli_weights
+from facefix import __version__, cli_inpaint, cli_weights
+from facefix.cli_parts import complain, errors, remark, with_recipe, write_reports
 from facefix.errors import FacefixError, PhotoError, PhotoUnreadable, PhotoUnwritable, UsageError
-from facefix.recipe import Recipe, Setting
+from facefix.recipe import Recipe
 
 if TYPE_CHECKING:
     from facefix.pipeline import FaceFix
@@ -42,7 +39,7 @@ app = typer.Typer(
     epilog="A restored face is an interpretation, not a record: keep the original.",
 )
 app.add_typer(cli_weights.app, name="weights", help="The store of weight files: what is there, what it costs, get it.")
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+app.command()(cli_inpaint.inpaint)
 
 
 def main() -> None:
@@ -50,16 +47,11 @@ def main() -> None:
     try:
         app()
     except FacefixError as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_PHOTO_FAILED)
-
-
-def _complain(message: str) -> None:
-    line = " ".join(message.encode("utf-8", "backslashreplace").decode().splitlines())
-    _errors.print(f"[red]facefix:[/red] {escape(line)}")
 
 
 def _version(wanted: bool) -> None:
@@ -75,49 +67,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def _option(name: str, default: Any, setting: Setting) -> inspect.Parameter:
-    """One keyword parameter that typer turns into `--name`, with the setting's help, choices and limits."""
-    kind: Any = type(default)
-    limits: dict[str, Any] = {}
-    if setting.choices and kind is str:
-        kind = Literal.__getitem__(setting.choices)
-    elif kind in (int, float):
-        limits = {"min": setting.minimum, "max": setting.maximum}
-    annotation = Annotated[kind, typer.Option(help=setting.help, rich_help_panel="Recipe", **limits)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with one option for each field of Recipe in place of its `recipe` parameter.
-
-    Values given on the command line win over those of `--recipe FILE`.
-    """
-
-    def run(*, ctx: typer.Context, recipe_file: Path | None, **values: Any) -> None:
-        settings = {name: values.pop(name) for name in Recipe.settings()}
-        if recipe_file is not None:
-            given = {name for name in settings if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")}
-            base = Recipe.from_toml(recipe_file)
-            settings = {name: settings[name] if name in given else getattr(base, name) for name in settings}
-        command(recipe=Recipe(**settings), **values)
-
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    recipe_file = Annotated[
-        Path | None, typer.Option("--recipe", help="Take the settings from this TOML file.", rich_help_panel="Recipe")
-    ]
-    own = inspect.signature(command, eval_str=True).parameters
-    parameters = [
-        inspect.Parameter("ctx", keyword, annotation=typer.Context),
-        *(parameter.replace(kind=keyword) for name, parameter in own.items() if name != "recipe"),
-        inspect.Parameter("recipe_file", keyword, default=None, annotation=recipe_file),
-        *(_option(name, default, setting) for name, (default, setting) in Recipe.settings().items()),
-    ]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +86,7 @@ class _Task:
 
 
 @app.command()
-@_with_recipe
+@with_recipe("restore")
 def restore(
     inputs: Annotated[
         list[Path], typer.Argument(metavar="INPUT...", help="Photos, or folders of photos.", show_default=False)
@@ -198,7 +147,7 @@ def restore(
     fix = FaceFix.load(recipe, device=device)
     if not quiet:
         for notice in fix.notices:
-            _errors.print(f"[yellow]note:[/yellow] {escape(notice)}")
+            remark(notice)
     reports: list[dict[str, Any]] = []
     failed = faces_failed = 0
     with _bars(len(tasks), quiet) as (photo_done, faces_done):
@@ -206,12 +155,12 @@ def restore(
             try:
                 done = _one(fix, task, mask, faces_out, overwrite, faces_done)
             except KeyboardInterrupt:
-                _complain(f"interrupted; {len(reports)} of {len(tasks)} photos were finished and are kept")
+                complain(f"interrupted; {len(reports)} of {len(tasks)} photos were finished and are kept")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
             except PhotoError as error:
                 failed += 1
                 named = str(error) if error.path is not None else f"{task.source}: {error}"
-                _complain(named)
+                complain(named)
                 reports.append({"source": _text(task.source), "target": None, "error": named})
             else:
                 faces_failed += sum(note.outcome == "failed" for note in done.faces)
@@ -219,11 +168,11 @@ def restore(
                 _summary(done, quiet)
             photo_done()
             if report is not None:
-                _write_reports(report, reports, single=len(tasks) == 1)
+                write_reports(report, reports, single=len(tasks) == 1)
     if failed:
         raise typer.Exit(EXIT_PHOTO_FAILED)
     if strict and faces_failed:
-        _complain(f"{faces_failed} face(s) could not be restored; see the lines above or --report")
+        complain(f"{faces_failed} face(s) could not be restored; see the lines above or --report")
         raise typer.Exit(EXIT_FACE_FAILED)
 
 
@@ -306,8 +255,8 @@ def _bars(photos: int, quiet: bool) -> Iterator[tuple[Callable[[], None], Callab
     """Progress on stderr, on a terminal: what to call when a photo is done, and with how many of its faces are."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    hidden = quiet or not _errors.is_terminal
-    with Progress(*columns, *times, console=_errors, disable=hidden, transient=True) as progress:
+    hidden = quiet or not errors.is_terminal
+    with Progress(*columns, *times, console=errors, disable=hidden, transient=True) as progress:
         all_photos = progress.add_task("photos", total=photos, visible=photos > 1)
         faces = progress.add_task("faces", total=None)
         yield (
@@ -321,7 +270,7 @@ def _summary(report: Report, quiet: bool) -> None:
     if quiet:
         return
     for warning in report.warnings:
-        _errors.print(f"[yellow]note:[/yellow] {escape(f'{report.source}: {warning}')}")
+        remark(f"{report.source}: {warning}")
     restored = [note for note in report.faces if note.outcome == "restored"]
     names = ", ".join(sorted({note.restorer for note in restored if note.restorer}))
     what = f"{len(restored)} of {len(report.faces)} faces restored" if report.faces else "no face found"
@@ -358,22 +307,6 @@ def _as_json(report: Report) -> dict[str, Any]:
         "warnings": list(report.warnings),
         "seconds": round(report.seconds, 4),
     }
-
-
-def _write_reports(path: Path, reports: list[dict[str, Any]], *, single: bool) -> None:
-    """Write the reports so far, to a temporary name first."""
-    if path.suffix.lower() == ".jsonl":
-        text = "".join(json.dumps(entry) + "\n" for entry in reports)
-    else:
-        text = json.dumps(reports[0] if single else reports, indent=2) + "\n"
-    temporary = path.with_name(f".{os.getpid()}.report.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"--report {path}: {error.strerror}; name a file in a folder that can be written") from error
 
 
 def _text(path: Path) -> str:

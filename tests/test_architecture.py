@@ -19,7 +19,7 @@ LAYERS = [
     },
     {"pipeline", "inpainting"},
     {"jobs"},
-    {"cli", "cli_weights", "cli_inpaint", "integrations"},
+    {"cli", "cli_parts", "cli_weights", "cli_inpaint", "integrations"},
 ]  # fmt: skip
 # Within one layer only these may meet: importer -> imported.
 BESIDE = {
@@ -36,7 +36,8 @@ BESIDE = {
     "upscale": {"runtime", "networks"},
     "inpaint": {"runtime", "networks", "ffc", "statefile", "upscale"},
     "inpainting": {"pipeline"},
-    "cli": {"cli_weights", "cli_inpaint"},
+    "cli": {"cli_parts", "cli_weights", "cli_inpaint"},
+    "cli_inpaint": {"cli_parts"},
 }
 PUBLIC = {"__init__", "__main__"}
 TORCH = {"torch", "torchvision", "facexlib", "spandrel", "diffusers"}

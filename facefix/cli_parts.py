@@ -1,0 +1,101 @@
+"""What the commands share: options made from the recipe's settings, one-line errors and notes, and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from facefix.errors import UsageError
+from facefix.recipe import Command, Recipe, Setting
+
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """Print what went wrong as one line on stderr."""
+    line = " ".join(message.encode("utf-8", "backslashreplace").decode().splitlines())
+    errors.print(f"[red]facefix:[/red] {escape(line)}")
+
+
+def remark(message: str) -> None:
+    """Print what the user should know as one line on stderr."""
+    errors.print(f"[yellow]note:[/yellow] {escape(message)}")
+
+
+def with_recipe(name: Command) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """What gives a command one option for each setting of its own, in place of its `recipe` parameter.
+
+    Values given on the command line win over those of `--recipe FILE`.
+    """
+    return lambda command: _with_recipe(command, name)
+
+
+def _with_recipe(command: Callable[..., None], name: Command) -> Callable[..., None]:
+    own_settings = Recipe.settings(name)
+
+    def run(*, ctx: typer.Context, recipe_file: Path | None, **values: Any) -> None:
+        settings = {name: values.pop(name) for name in own_settings}
+        recipe = Recipe(**settings) if recipe_file is None else Recipe.from_toml(recipe_file)
+        if recipe_file is not None:
+            given = {name for name in settings if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")}
+            recipe = dataclasses.replace(recipe, **{name: settings[name] for name in given})
+        command(recipe=recipe, **values)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    recipe_file = Annotated[
+        Path | None, typer.Option("--recipe", help="Take the settings from this TOML file.", rich_help_panel="Recipe")
+    ]
+    own = inspect.signature(command, eval_str=True).parameters
+    parameters = [
+        inspect.Parameter("ctx", keyword, annotation=typer.Context),
+        *(parameter.replace(kind=keyword) for name, parameter in own.items() if name != "recipe"),
+        *(_option(name, *pair) for name, pair in own_settings.items() if pair[1].only == "inpaint"),
+        inspect.Parameter("recipe_file", keyword, default=None, annotation=recipe_file),
+        *(_option(name, *pair) for name, pair in own_settings.items() if pair[1].only != "inpaint"),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
+
+
+def _option(name: str, default: Any, setting: Setting) -> inspect.Parameter:
+    """One keyword parameter that typer turns into `--name`, with the setting's help, choices and limits."""
+    kind: Any = type(default)
+    limits: dict[str, Any] = {}
+    if setting.choices and kind is str:
+        kind = Literal.__getitem__(setting.choices)
+    elif kind in (int, float):
+        limits = {"min": setting.minimum, "max": setting.maximum}
+    panel = "Fill" if setting.only == "inpaint" else "Recipe"
+    annotation = Annotated[kind, typer.Option(help=setting.help, rich_help_panel=panel, **limits)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def write_reports(path: Path, reports: list[dict[str, Any]], *, single: bool) -> None:
+    """Write the reports so far, to a temporary name first.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if path.suffix.lower() == ".jsonl":
+        text = "".join(json.dumps(entry) + "\n" for entry in reports)
+    else:
+        text = json.dumps(reports[0] if single else reports, indent=2) + "\n"
+    temporary = path.with_name(f".{os.getpid()}.report.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"--report {path}: {error.strerror}; name a file in a folder that can be written") from error
