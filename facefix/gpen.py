@@ -412,7 +412,7 @@ class GPEN(nn.Module):
         for step in range(self.in_size.bit_length() - 2):
             pictures = self.get_submodule(f"ecd{step}")(pictures)
             features.append(pictures)
-        batch = len(pictures)
+        batch = pictures.shape[0]  # len() would fix the batch of an exported graph
         style = self.generator.style(self.final_linear(pictures.flatten(1)))
         beside = [level for level in reversed(features) for _ in range(2)]
         beside += [drawn.expand(batch, -1, -1, -1) for drawn in noise]
