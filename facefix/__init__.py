@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from facefix.errors import FacefixError
     from facefix.imagefile import read, write
+    from facefix.inpainting import Inpainter
     from facefix.pipeline import FaceFix
     from facefix.recipe import Recipe
     from facefix.types import Face, FaceNote, Photo, Report, Result
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FaceFix": "pipeline",
+    "Inpainter": "inpainting",
     "Recipe": "recipe",
     "Photo": "types",
     "Face": "types",
@@ -40,6 +42,7 @@ __all__ = [
     "FaceFix",
     "FaceNote",
     "FacefixError",
+    "Inpainter",
     "Photo",
     "Recipe",
     "Report",
