@@ -3,8 +3,8 @@
 The command line, the web page and saved recipes are all made from the fields of `Recipe`: name, default, limits and
 help stand here once. Two runs with equal recipes, weights and sources give equal pixels.
 
-Each setting belongs to `restore`, to `inpaint`, or to both. A recipe holds all of them, but options, reports and
-digests of one command speak only of what that command uses: a recipe for inpainting does not change what `restore`
+Each setting belongs to `restore`, to `inpaint`, or to both; `colorize` uses a few of both and one of its own. A recipe
+holds all of them, but options, reports and digests of one command speak only of what that command uses: a recipe for inpainting does not change what `restore`
 makes, nor the digest by which finished photos are found again.
 """
 
@@ -22,7 +22,11 @@ from typing import Any, Literal
 
 from facefix.errors import UsageError
 
-Command = Literal["restore", "inpaint"]
+Command = Literal["restore", "inpaint", "colorize"]
+
+_COLORIZE = frozenset(
+    {"detector", "face", "min_face", "threshold", "rotations", "mask_from", "feather", "precision", "ai_label"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +202,13 @@ class Recipe:
     face_spill_px: int = _setting(
         0, "Restore those faces so many pixels beyond the hole, too.", minimum=0, maximum=4096, only="inpaint"
     )
+    chroma: float = _setting(
+        1.0,
+        "How much of the network's colour to take: 0 the photo's own, 1 all of it.",
+        minimum=0.0,
+        maximum=1.0,
+        only="colorize",
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -207,6 +218,8 @@ class Recipe:
     def settings(cls, command: Command = "restore") -> dict[str, tuple[Any, Setting]]:
         """Each setting that the command uses, its default by name, in order: what doors make their options from."""
         known = {field.name: (field.default, field.metadata["setting"]) for field in dataclasses.fields(cls)}
+        if command == "colorize":
+            return {name: pair for name, pair in known.items() if pair[1].only == command or name in _COLORIZE}
         return {name: pair for name, pair in known.items() if pair[1].only in (None, command)}
 
     @classmethod

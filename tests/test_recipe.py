@@ -55,9 +55,11 @@ def test_digest_tells_recipes_apart() -> None:
 
 def test_each_command_has_its_own_settings_and_every_setting_has_a_command() -> None:
     restore, inpaint = set(Recipe.settings("restore")), set(Recipe.settings("inpaint"))
+    colorize = set(Recipe.settings("colorize"))
     assert Recipe.settings() == Recipe.settings("restore")
-    assert restore | inpaint == {field.name for field in dataclasses.fields(Recipe)}
+    assert restore | inpaint | colorize == {field.name for field in dataclasses.fields(Recipe)}
     assert restore - inpaint == {"scale", "sharp_faces"}
+    assert colorize - restore == {"chroma"}
     assert {"engine", "prompt", "feather_px", "faces"} <= inpaint - restore
     assert list(Recipe(seed=3).values()) == list(Recipe.settings())
 
