@@ -9,7 +9,7 @@ Precision `auto` is float16 on a GPU (CUDA, MPS), bfloat16 on a CPU that multipl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from facefix.errors import DeviceError
 from facefix.types import Pixels
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 _FULL = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate", "alloc_failed")
 
 
@@ -172,10 +174,34 @@ def in_batches(
                 torch.cuda.empty_cache()
 
 
-def _attempt(compute: Callable[[Sequence[Pixels]], Tensor], group: Sequence[Pixels]) -> tuple[Tensor | None, str]:
-    """The computed part, or None and the first line of what the allocator said; other errors pass."""
+def fitting(compute: Callable[[_Given], _Made], options: Sequence[_Given], advice: str) -> tuple[_Made, _Given]:
+    """What was computed with the first of the options that the memory holds, and that option.
+
+    Args:
+        compute: takes one option; it is called again from the start when one runs out of memory.
+        options: from the best to the one that asks for the least memory, at least one.
+        advice: what to do when none fits, for the message.
+
+    Raises:
+        DeviceError: every option runs out of memory.
+
+    >>> fitting(lambda tile: tile * 2, [64, 32], "choose another device")
+    (128, 64)
+    """
+    reason = ""
+    for option in options:
+        made, reason = _attempt(compute, option)
+        if made is not None:
+            return made, option
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    raise DeviceError(f"out of memory ({reason}); {advice}")
+
+
+def _attempt(compute: Callable[[_Given], _Made], given: _Given) -> tuple[_Made | None, str]:
+    """What was computed, or None and the first line of what the allocator said; other errors pass."""
     try:
-        return compute(group), ""
+        return compute(given), ""
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = str(error) or type(error).__name__
         full = isinstance(error, torch.OutOfMemoryError | MemoryError)

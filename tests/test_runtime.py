@@ -280,6 +280,35 @@ def test_batches_of_nothing_are_refused(size: int) -> None:
         runtime.run(Doubling(), pictures(2), batch=size)
 
 
+@pytest.mark.parametrize("error", FULL, ids=repr)
+def test_the_first_option_that_fits_is_taken(error: Exception) -> None:
+    tried = []
+
+    def compute(tile: int) -> str:
+        tried.append(tile)
+        if tile > 20:
+            raise error
+        return "made"
+
+    assert runtime.fitting(compute, [64, 32, 16, 8], "rest") == ("made", 16)
+    assert tried == [64, 32, 16]
+    with pytest.raises(DeviceError, match=r"out of memory \(.+\); take a smaller one") as caught:
+        runtime.fitting(compute, [64, 32], "take a smaller one")
+    assert "\n" not in str(caught.value)
+
+
+def test_options_are_not_tried_after_other_errors() -> None:
+    tried = []
+
+    def compute(tile: int) -> None:
+        tried.append(tile)
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        runtime.fitting(compute, [64, 32], "rest")
+    assert tried == [64]
+
+
 # --- seeds -----------------------------------------------------------------------------------------------------------
 
 
