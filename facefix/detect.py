@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from . import tiles
 from .errors import UsageError, WeightsInvalid, WeightsMissing
-from .types import Box, Face, Photo
+from .types import Box, Face, Photo, Weight
+from .weights import Store
 
 Rotations = Literal["auto", "always", "never"]
 Bytes = NDArray[np.uint8]
@@ -100,6 +101,19 @@ class Detector(ABC):
     @abstractmethod
     def at(self, raster: Bytes, threshold: float | None = None) -> Found:
         """The faces of an (h, w, 3) uint8 RGB picture exactly as it is shown, one find a face, best first."""
+
+
+def installed(name: str, store: Store, *, device: str = "cpu") -> tuple[Detector, Weight]:
+    """The detector of that name from the store, and its record; auto is RetinaFace-R50 where it is there, else CenterFace.
+
+    Raises:
+        WeightsMissing: its file is nowhere.
+        WeightsInvalid: the file is damaged or holds something else.
+    """
+    if name == "auto":
+        name = "retinaface_resnet50" if store.find("retinaface_resnet50") is not None else "centerface"
+    weight, path = store.require(name)
+    return load(name, path, device=device), weight
 
 
 def load(name: str, path: Path | None = None, *, device: str = "cpu") -> Detector:

@@ -87,8 +87,8 @@ class FaceFix:
         store = store or Store.default()
         _numbers(recipe.face)
         shelf = restore.Shelf(recipe.restorer, store, device=device, precision=recipe.precision)
-        detector, used = _load_detector(recipe.detector, device, store)
-        used += shelf.weights
+        detector, weight = detect.installed(recipe.detector, store, device=device)
+        used: tuple[Weight, ...] = (weight, *shelf.weights)
         parser = upscaler = None
         if recipe.mask_from != "landmarks":
             weight, path = store.require(f"parsing_{recipe.mask_from}")
@@ -313,14 +313,6 @@ def as_photo(photo: PhotoLike) -> Photo:
     if isinstance(photo, np.ndarray):
         return imagefile.from_array(photo)
     return imagefile.from_pil(photo)
-
-
-def _load_detector(name: str, device: str, store: Store) -> tuple[detect.Detector, tuple[Weight, ...]]:
-    """The detector of that name and its record; auto is RetinaFace-R50 where its weights are, else CenterFace."""
-    if name == "auto":
-        name = "retinaface_resnet50" if store.find("retinaface_resnet50") is not None else "centerface"
-    weight, path = store.require(name)
-    return detect.load(name, path, device=device), (weight,)
 
 
 def _user_mask(given: Path | Mask | None, photo: Photo) -> Mask | None:

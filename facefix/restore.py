@@ -123,6 +123,8 @@ def _shrunk(pixels: Pixels, size: int) -> Pixels:
 class Shelf:
     """The restorers that a recipe may take, by size; a network's file is read when it is first taken.
 
+    A subclass for another trade names the kind of weights that it takes, and says in `dressed` what is made of them.
+
     Args:
         name: auto, identity, pattern, a record's name, or a weight file's path. auto takes every GPEN that the store
             holds; without one GFPGAN or RestoreFormer; without those the embedded network.
@@ -141,6 +143,8 @@ class Shelf:
         DeviceError: no such device or precision.
     """
 
+    kind, called = "restorer", "face restorer"
+
     def __init__(self, name: str, store: Store, *, device: str, precision: str) -> None:
         runtime.choose_precision(precision, runtime.choose_device(device))
         self.store, self.device, self.precision = store, device, precision
@@ -156,8 +160,9 @@ class Shelf:
         found = _installed(store) if name == "auto" else (store.require(name),)
         self.weights = tuple(weight for weight, _ in found)
         for weight, path in found:
-            if weight.kind not in ("restorer", "unknown"):
-                raise WeightsInvalid(path, f"expected a face restorer, got a {weight.kind}; see `facefix weights list`")
+            if weight.kind not in (self.kind, "unknown"):
+                problem = f"expected a {self.called}, got a {weight.kind}; see `facefix weights list`"
+                raise WeightsInvalid(path, problem)
             if weight.size is not None:
                 self._files.setdefault(weight.size, (weight, path))
             else:
@@ -183,13 +188,17 @@ class Shelf:
         """sha256 of each file that may be taken, read already or not, by the record's name."""
         return self.digests | {weight.name: self.store.digest(path) for weight, path in self._files.values()}
 
-    def _read(self, weight: Weight, path: Path) -> NetworkRestorer:
+    def dressed(self, restorer: NetworkRestorer) -> Restorer:
+        """What is taken from the shelf for a network: here itself."""
+        return restorer
+
+    def _read(self, weight: Weight, path: Path) -> Restorer:
         """The file's network; the template is its record's, or by its kind where no record knows it."""
         self.store.check(weight, path)
         network = networks.load(path, device=self.device, precision=self.precision)
         template = weight.template or ("gpen" if network.architecture == "GPEN" else "ffhq")
         self.digests[weight.name] = self.store.digest(path)
-        return NetworkRestorer(network, weight.name, align.template(template, network.out_size))
+        return self.dressed(NetworkRestorer(network, weight.name, align.template(template, network.out_size)))
 
 
 def _installed(store: Store) -> tuple[tuple[Weight, Path], ...]:

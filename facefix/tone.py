@@ -89,6 +89,23 @@ def keep_chroma(restored: Pixels, original: Pixels, found: Toning) -> Pixels:
     return _stepped(original, before, goal)
 
 
+def with_chroma(original: Pixels, coloured: Pixels, amount: float = 1.0) -> Pixels:
+    """The original's lightness in the coloured picture's chroma, both of CIE Lab; its own pixels where `amount` is 0.
+
+    A chroma that sRGB does not have at that lightness is drawn towards gray until it does, so that clipping cannot
+    change the lightness.
+
+    Args:
+        original: (h, w, 3) float32, 0..1.
+        coloured: of the same shape.
+        amount: 0 the original's chroma .. 1 the coloured picture's.
+    """
+    before = _lab(original)
+    goal = before.copy()
+    goal[:, :, 1:] += np.float32(amount) * (_lab(coloured)[:, :, 1:] - before[:, :, 1:])
+    return _stepped(original, before, _shown(goal))
+
+
 def match_colour(restored: Pixels, original: Pixels, mask: Mask, amount: float = 1.0) -> Pixels:
     """The restored face with the mean and spread of the original's colours, in CIE Lab, weighed by the mask.
 
@@ -234,6 +251,33 @@ def _stepped(pixels: Pixels, before: NDArray[np.float32], after: NDArray[np.floa
     """The pixels plus the difference of two Lab pictures in RGB: exactly the pixels where the two are equal."""
     step = _array(cv2.cvtColor(after, cv2.COLOR_Lab2RGB)) - _array(cv2.cvtColor(before, cv2.COLOR_Lab2RGB))
     return np.asarray(np.clip(pixels + step, 0, 1), np.float32)
+
+
+def _shown(lab: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The (h, w, 3) colours, those that sRGB cannot show with as much less chroma as it takes."""
+    beyond = ~_can_be_shown(lab)
+    if not beyond.any():
+        return lab
+    colours = lab[beyond][None]
+    least, most = np.zeros(colours.shape[1], np.float32), np.ones(colours.shape[1], np.float32)
+    for _ in range(8):
+        share = (least + most) / 2
+        fits = _can_be_shown(_paler(colours, share))[0]
+        least, most = np.where(fits, share, least), np.where(fits, most, share)
+    result = lab.copy()
+    result[beyond] = _paler(colours, least)[0]
+    return result
+
+
+def _can_be_shown(lab: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether sRGB has the colours, (h, w), to half a unit."""
+    seen = _lab(_array(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)))
+    return np.asarray(np.abs(seen - lab).max(axis=2) <= 0.5)
+
+
+def _paler(lab: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The (1, n, 3) colours with this share (n,) of their chroma."""
+    return lab * np.stack([np.ones_like(share), share, share], axis=1)[None]
 
 
 def _lab(pixels: Pixels) -> NDArray[np.float32]:
