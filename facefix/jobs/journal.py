@@ -41,7 +41,7 @@ from filelock import FileLock
 
 from facefix.errors import JournalError
 from facefix.jobs import database
-from facefix.jobs.rows import COLUMNS, Found, Row, State, Verdict, failure, row_id, row_of
+from facefix.jobs.rows import COLUMNS, Found, Mark, Row, State, Verdict, failure, row_id, row_of
 
 _PAGE = 500
 
@@ -109,15 +109,14 @@ class Journal:
 
     # ---- a run ----------------------------------------------------------------------------------------------------
 
-    def begin(self) -> tuple[int, list[Row]]:
-        """The new run's number, and the rows that an earlier run left running, now queued again."""
+    def begin(self) -> int:
+        """The new run's number; what an earlier run left running is queued again."""
         with self.together():
-            left = [row_of(each) for each in self._do(f"SELECT {COLUMNS} FROM photos WHERE state = 'running'")]
             self._do("UPDATE photos SET state = 'queued', lease = NULL WHERE state = 'running'")
             run = self._do(
                 "INSERT INTO runs (began, holder) VALUES (?, ?) RETURNING number", time.time(), database.holder()
             )
-            return int(run[0][0]), left
+            return int(run[0][0])
 
     def recipe(self, digest: str, recipe: Mapping[str, Any], weights: Mapping[str, str]) -> int:
         """The number under which this recipe stands in the journal."""
@@ -208,7 +207,16 @@ class Journal:
                 "UPDATE photos SET state = 'queued', lease = NULL WHERE state = 'running' AND lease < ?", time.time()
             )
 
-    def settle(self, row: Row, *, sha256: str, work: str, target: Path) -> bool:
+    def retry(self, row: Row) -> Row:
+        """The row at its next attempt: the hand that had it is lost."""
+        counted = self._do(
+            "UPDATE photos SET attempt = attempt + 1 WHERE number = ? AND attempt = ? AND state = 'running' "
+            f"RETURNING {COLUMNS}",
+            *(row.number, row.attempt),
+        )
+        return row_of(counted[0]) if counted else row
+
+    def settle(self, row: Row, *, mark: Mark, sha256: str, work: str, target: Path) -> bool:
         """Whether the running photo may be written to `target`; if so, the name is its own from now on.
 
         False where another photo has that name, or the attempt is over.
@@ -216,10 +224,9 @@ class Journal:
         name = os.fsencode(target)
         if self._do("SELECT 1 FROM photos WHERE target = ? AND number != ?", name, row.number):
             return False
-        return self._changed(
-            row, "sha256 = ?, work = ?, id = ?, target = ?, target_sha256 = NULL", sha256, work,
-            row_id(work, row.place), name,
-        )  # fmt: skip
+        values = "bytes = ?, mtime_ns = ?, inode = ?, sha256 = ?, work = ?, id = ?, target = ?, target_sha256 = NULL"
+        now = mark.bytes, mark.mtime_ns, mark.inode
+        return self._changed(row, values, *now, sha256, work, row_id(work, row.place), name)
 
     def finish(self, row: Row, report: Mapping[str, Any]) -> bool:
         """Whether the attempt counted: the photo is done, and this is its report (its recipe and weights are known)."""

@@ -1,0 +1,415 @@
+"""The run: photos are met, looked at, claimed, handed out and recorded; and it goes on after whatever happens.
+
+Everything that changes the journal happens here, in one thread, a round at a time: what was heard since the last round
+is recorded in one transaction, and only then are jobs handed out and people told. So a target's name is on the disk
+before anything is written to it, and nobody hears of a photo that a power cut could undo.
+
+Other threads walk the folders, and hash sources a little ahead of the workers, which also brings them into the system's
+cache: a photo is read from the disk once. Every queue is bounded.
+
+A photo whose worker died is done once more, alone; where that kills the worker again, it has failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from facefix.errors import FacefixError, JournalError, PhotoError, shown
+from facefix.jobs.database import FOLDER
+from facefix.jobs.engines import Broken, Engine, Lost, Recalled, Told
+from facefix.jobs.files import looked_at
+from facefix.jobs.journal import Journal
+from facefix.jobs.looking import Looked, look, result_name
+from facefix.jobs.rows import Found, Row, row_id
+from facefix.jobs.walk import Closed
+from facefix.jobs.workers import STAGE, Job, Outcome, Ready, Run, Twin, work_id
+
+Duplicates = Literal["link", "copy", "redo"]
+Event = Literal["met", "done", "copied", "before", "failed", "failed before", "closed", "note"]
+Hears = Callable[[Event, Path, "dict[str, Any] | str"], None]
+"""Called with what happened, the source, and the report or the reason: `met` when a photo is there to be done, `before`
+when it was done by an earlier run, `closed` for a folder that cannot be looked into, `note` for the user."""
+
+_AHEAD, _WALKED, _HEARD, _IN_A_ROW = 4, 256, 64, 3
+_LEASE_S, _ROUND_S = 3600.0, 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user wants done with photos that the journal knows already.
+
+    Args:
+        retry_failed: those that failed are tried again.
+        force: all are done anew.
+        duplicates: the results of identical files are copied, hard links to one, or worked out for each.
+    """
+
+    retry_failed: bool = False
+    force: bool = False
+    duplicates: Duplicates = "copy"
+
+
+class Stopped(FacefixError):
+    """The run cannot go on: what happened to a photo would happen to all that follow."""
+
+
+class Drive:
+    """One run over the photos of a walk; `go` returns when all are done, or `stop` was set and those begun are done.
+
+    Args:
+        journal: of the output folder, open for writing.
+        run: what every worker gets.
+        engine: not started yet.
+        wishes: what to do with photos that are known.
+        hears: is told of every photo.
+    """
+
+    def __init__(self, journal: Journal, run: Run, engine: Engine, wishes: Wishes, hears: Hears) -> None:
+        self.journal, self.run, self.engine, self.wishes, self.hears = journal, run, engine, wishes, hears
+        self.stop = threading.Event()
+        self.peak_bytes = 0
+        self._told: queue.SimpleQueue[Told | Looked] = queue.SimpleQueue()
+        self._walked: queue.Queue[list[Found | Closed] | Exception | None] = queue.Queue(4)
+        self._ended = threading.Event()
+        self._walking = True
+        self._rows: dict[int, Row] = {}  # claimed, and not heard of since
+        self._looking = 0
+        self._ready: list[Job] = []  # settled, to be handed out
+        self._out: dict[int, Job] = {}  # with the engine
+        self._suspects: list[Job] = []
+        self._leaders: dict[str, int] = {}  # work -> the photo for which it is being done
+        self._waiting: dict[str, list[Looked]] = {}
+        self._news: list[tuple[Event, Path, dict[str, Any] | str]] = []
+        self._died: set[int] = set()
+        self._blocked: list[tuple[Row, Outcome]] = []
+        self._fatal: Exception | None = None
+
+    def go(self, walk: Iterable[Found | Closed]) -> None:
+        """Nothing, when the run is over.
+
+        Raises:
+            WeightsError: as `FaceFix.load`, in the workers.
+            Stopped: the output folder or the weights cannot be used any longer.
+            JournalError: the journal cannot be written.
+        """
+        self.number = self.journal.begin()
+        self._tidy()
+        threading.Thread(target=self._walk, args=(walk,), daemon=True).start()
+        renewed = time.monotonic()
+        self._looker = ThreadPoolExecutor(2, thread_name_prefix="look")
+        now = True
+        try:
+            self.engine.start(self.run, self._told.put)
+            self._first_ready()
+            while not self._over():
+                self._round()
+                if time.monotonic() - renewed > _LEASE_S / 4:
+                    self.journal.renew(list(self._rows), lease_s=_LEASE_S)
+                    renewed = time.monotonic()
+            now = False
+        finally:
+            self._ended.set()
+            self._looker.shutdown(wait=not now, cancel_futures=True)
+            self.engine.close(now=now)
+
+    # ---- before -------------------------------------------------------------------------------------------------
+
+    def _tidy(self) -> None:
+        """Removes what workers of earlier runs left unfinished; all of it lies in one folder."""
+        stage = self.run.out / STAGE
+        try:
+            shutil.rmtree(stage, ignore_errors=stage.is_dir() and not stage.is_symlink())
+        except OSError:
+            with contextlib.suppress(OSError):
+                stage.unlink(missing_ok=True)
+        try:
+            stage.mkdir()
+        except OSError as error:
+            raise JournalError(stage, f"{error.strerror}; name an output folder that can be written") from error
+
+    def _walk(self, walk: Iterable[Found | Closed]) -> None:
+        """Puts what is met into the queue, in lists; it waits while the queue is full."""
+        met: list[Found | Closed] = []
+        try:
+            for each in walk:
+                met.append(each)
+                if len(met) == _WALKED:
+                    self._offer(met)
+                    met = []
+            self._offer(met)
+            self._offer(None)
+        except (OSError, FacefixError, ValueError) as error:
+            self._offer(error)
+
+    def _offer(self, what: list[Found | Closed] | Exception | None) -> None:
+        while not self._ended.is_set():
+            with contextlib.suppress(queue.Full):
+                self._walked.put(what, timeout=_ROUND_S)
+                return
+
+    def _first_ready(self) -> None:
+        while not self.stop.is_set():
+            try:
+                told = self._told.get(timeout=_ROUND_S)
+            except queue.Empty:
+                continue
+            if isinstance(told, Broken):
+                raise told.error
+            if isinstance(told, Ready):
+                self.loaded = told
+                values = self.run.recipe.values("restore")
+                self.recipe = self.journal.recipe(told.digest, values, told.weights)
+                for notice in told.notices:
+                    self.hears("note", Path(), notice)
+                return
+        self._walking = False
+
+    # ---- a round ------------------------------------------------------------------------------------------------
+
+    def _over(self) -> bool:
+        return not (self._walking or self._rows)
+
+    def _round(self) -> None:
+        """Hears, records in one transaction, and only then hands out and tells."""
+        heard = self._heard()
+        with self.journal.together():
+            for each in heard:
+                self._take_in(each)
+            if self.stop.is_set() or self._fatal is not None:
+                self._wind_up()
+            else:
+                self._meet()
+                self._claim()
+        if self._fatal is None:
+            self._hand_out()
+        news, self._news = self._news, []
+        for event, source, what in news:
+            self.hears(event, source, what)
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _heard(self) -> list[Told | Looked]:
+        """What was told since the last round; where nothing else is to be done, it waits for something."""
+        heard: list[Told | Looked] = []
+        busy = self._walking and not self._walked.empty()
+        with contextlib.suppress(queue.Empty):
+            heard.append(self._told.get(timeout=0.001 if busy else _ROUND_S if self._rows else _ROUND_S / 10))
+            while len(heard) < _HEARD:
+                heard.append(self._told.get_nowait())
+        return heard
+
+    def _meet(self) -> None:
+        """Adds what the walk has met."""
+        try:
+            met = self._walked.get_nowait() if self._walking else []
+        except queue.Empty:
+            return
+        if met is None:
+            self._walking = False
+        elif isinstance(met, Exception):
+            self._fatal = met
+        else:
+            for each in met:
+                self._add(each)
+
+    def _add(self, met: Found | Closed) -> None:
+        if isinstance(met, Closed):
+            self._news.append(("closed", met.path, f"{shown(met.path)}: {met.reason}"))
+            return
+        wishes = self.wishes
+        known = {"retry_failed": wishes.retry_failed, "force": wishes.force}
+        verdict, row = self.journal.add(met, run=self.number, recipe=self.recipe, **known)
+        if verdict == "taken" and row is not None and self._moved(met, row):
+            verdict, row = self.journal.add(met, run=self.number, recipe=self.recipe, moved=True, **known)
+        if verdict == "twice":
+            return
+        self._news.append(("met", met.source, ""))
+        if verdict == "done":
+            self._news.append(("before", met.source, ""))
+        elif verdict == "failed" and row is not None:
+            self._news.append(("failed before", met.source, row.reason))
+        elif verdict == "taken" and row is not None:
+            told = f"its place holds the result of {shown(row.source)}; restore it to another folder"
+            self._news.append(("failed", met.source, f"{shown(met.source)}: {told}"))
+
+    def _moved(self, met: Found, row: Row) -> bool:
+        """Whether another source's result may be taken for this one's: the old one is gone, or both hold the same."""
+        if self.run.overwrite or not os.path.lexists(row.source):
+            return True
+        if row.sha256 is None or met.mark.bytes != row.mark.bytes:
+            return False
+        try:
+            return looked_at(met.source, max_pixels=self.run.max_pixels)[1] == row.sha256
+        except PhotoError:
+            return False
+
+    def _claim(self) -> None:
+        """Claims as many photos as there will soon be room for, and has them looked at."""
+        room = self.engine.capacity + _AHEAD - len(self._out) - len(self._ready) - self._looking
+        if room <= 0 or self._suspects:
+            return
+        for row in self.journal.claim(self.number, room, lease_s=_LEASE_S):
+            self._rows[row.number] = row
+            self._looking += 1
+            self._looker.submit(self._look, row)
+
+    def _look(self, row: Row) -> None:
+        self._told.put(look(row, self.run))
+
+    def _hand_out(self) -> None:
+        """Gives the engine what it has room for; a photo whose worker died goes alone."""
+        while self._suspects and not self._out:
+            job = self._suspects.pop()
+            self._out[job.number] = job
+            self.engine.submit(job)
+        while self._ready and not self._suspects and len(self._out) < self.engine.capacity:
+            job = self._ready.pop(0)
+            self._out[job.number] = job
+            self.engine.submit(job)
+
+    # ---- what was heard -----------------------------------------------------------------------------------------
+
+    def _take_in(self, told: Told | Looked) -> None:
+        if isinstance(told, Looked):
+            self._looking -= 1
+            self._settle(told)
+        elif isinstance(told, Outcome):
+            self._record(told)
+        elif isinstance(told, Recalled):
+            if self._out.pop(told.number, None) is not None:
+                self._give_back(told.number)
+        elif isinstance(told, Lost):
+            for job in told.jobs:
+                self._lost(job, told.reason)
+        elif isinstance(told, Broken):
+            self._fatal = told.error
+        elif told.digest != self.loaded.digest:
+            names = sorted(name for name, _ in set(told.weights.items()) ^ set(self.loaded.weights.items()))
+            self._fatal = Stopped(f"workers have different files of {', '.join(names)}; give all of them the same")
+
+    def _settle(self, looked: Looked) -> None:
+        """Sees to it that a photo that was looked at is done: again, from its twin, or not at all."""
+        row, out, overwrite = looked.row, self.run.out, self.run.overwrite
+        if self.stop.is_set() or self._fatal is not None:
+            self._give_back(row.number)
+            return
+        if looked.reason or looked.mark is None:
+            self._fail(row, looked.reason)
+            return
+        work = work_id(looked.sha256, self.loaded.digest)
+        untouched = row.target is not None and looked.standing_sha256 is not None
+        untouched = untouched and looked.standing_sha256 == row.target_sha256
+        if row.work == work and untouched and row.target is not None:
+            self.journal.still_done(row)
+            del self._rows[row.number]
+            os.utime(out / row.target, ns=(looked.mark.mtime_ns, looked.mark.mtime_ns), follow_symlinks=False)
+            self._news.append(("before", row.source, ""))
+            return
+        if self.wishes.duplicates != "redo" and work in self._leaders:
+            self._waiting.setdefault(work, []).append(looked)
+            return
+        target = row.place.parent / result_name(row, looked.form)
+        standing, ours = os.path.lexists(out / target), row.target == target
+        if standing and not overwrite and not (ours and (untouched or row.target_sha256 is None)):
+            what = "was changed since it was written" if ours else "exists already and is not ours"
+            self._fail(row, f"{shown(row.source)}: {shown(out / target)} {what}; move it away or pass --overwrite")
+            return
+        if not self.journal.settle(row, mark=looked.mark, sha256=looked.sha256, work=work, target=target):
+            told = f"{shown(row.source)}: another photo is written to {shown(target)}; rename one of them"
+            self._fail(row, told)
+            return
+        self._ready.append(
+            Job(
+                *(row.number, row.attempt, row_id(work, row.place), work),
+                *(row.source, looked.mark, looked.sha256, target),
+                replace=standing and ours,
+                stale=row.target if untouched and not ours else None,
+                twin=self._twin(work),
+            )
+        )
+        if self._ready[-1].twin is None:
+            self._leaders[work] = row.number
+
+    def _twin(self, work: str) -> Twin | None:
+        """The result of an identical photo that was done already, where there is one and it is wanted."""
+        done = None if self.wishes.duplicates == "redo" or self.wishes.force else self.journal.same_work(work)
+        if done is None or done.target is None or done.id is None or done.target_sha256 is None:
+            return None
+        report = self.journal.report(done.id)
+        link = self.wishes.duplicates == "link"
+        return None if report is None else Twin(done.target, done.target_sha256, report, link)
+
+    def _record(self, outcome: Outcome) -> None:
+        """Writes down what became of a job."""
+        job = self._out.pop(outcome.number, None)
+        if job is None or job.attempt != outcome.attempt:
+            return
+        row = self._rows[outcome.number]
+        self.peak_bytes = max(self.peak_bytes, outcome.peak_bytes)
+        if outcome.report is not None:
+            self.journal.finish(row, outcome.report)
+            del self._rows[row.number]
+            report = {**outcome.report, "weights": dict(self.loaded.weights)}
+            self._news.append(("done" if job.twin is None else "copied", row.source, report))
+            self._give_up_on_blocked()
+        elif outcome.everybodys:
+            self._blocked.append((row, outcome))
+            if len(self._blocked) == _IN_A_ROW or not (self.run.out / FOLDER).is_dir():
+                told = "the photos that follow would meet it, too; run the same command again when it is mended"
+                self._fatal = Stopped(f"{outcome.reason}; {told}")
+        elif job.twin is not None:
+            self._ready.append(replace(job, twin=None))
+            return
+        else:
+            ours = job.replace and not outcome.taken
+            self._fail(row, outcome.reason, traceback=outcome.traceback, forget_target=not ours)
+        if self._leaders.get(job.work) == job.number:
+            del self._leaders[job.work]
+        for looked in self._waiting.pop(job.work, []):
+            self._settle(looked)
+
+    def _give_up_on_blocked(self) -> None:
+        """Photos that met the output folder's trouble have failed for themselves, since others went through."""
+        for row, outcome in self._blocked:
+            self._fail(row, outcome.reason, forget_target=not self._rows[row.number].target)
+        self._blocked = []
+
+    def _lost(self, job: Job, reason: str) -> None:
+        self._out.pop(job.number, None)
+        row = self._rows[job.number]
+        if job.number in self._died:
+            self._fail(row, f"{shown(job.source)}: the worker {reason}, twice; leave the photo out")
+            return
+        self._died.add(job.number)
+        self._rows[row.number] = row = self.journal.retry(row)
+        self._suspects.append(replace(job, attempt=row.attempt, replace=True))
+
+    def _fail(self, row: Row, reason: str, *, traceback: str = "", forget_target: bool | None = None) -> None:
+        """Records that a claimed photo failed; a target is forgotten where nothing of ours stands there."""
+        if forget_target is None:
+            forget_target = row.target is None or not os.path.lexists(self.run.out / row.target)
+        self.journal.fail(row, reason, traceback=traceback, forget_target=forget_target)
+        del self._rows[row.number]
+        self._news.append(("failed", row.source, reason))
+
+    def _give_back(self, number: int) -> None:
+        self.journal.release(self._rows.pop(number))
+
+    def _wind_up(self) -> None:
+        """Gives back what was not begun."""
+        self._walking = False
+        self.engine.recall()
+        waiting = [looked.row.number for group in self._waiting.values() for looked in group]
+        for number in (*waiting, *(job.number for job in (*self._ready, *self._suspects))):
+            self._give_back(number)
+        self._waiting, self._ready, self._suspects = {}, [], []
