@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,9 +15,36 @@ from PIL import Image
 from safetensors.torch import save_file
 from skimage.data import astronaut
 
+from facefix import cli
 from facefix.gpen import GPEN
 
 SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def facefix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command as a shell would run it, in this process: arguments in, exit code, stdout and stderr out."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["facefix", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code
+        printed = capsys.readouterr()
+        return Done(int(code or 0), printed.out, printed.err)
+
+    return run
 
 
 @pytest.fixture
