@@ -13,20 +13,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from facefix import __version__, cli_inpaint, cli_weights
+from facefix import __version__, cli_archive, cli_inpaint, cli_weights
 from facefix.cli_parts import complain, errors, remark, with_recipe, write_reports
-from facefix.errors import FacefixError, PhotoError, PhotoUnreadable, PhotoUnwritable, UsageError
+from facefix.errors import FacefixError, PhotoError, PhotoUnwritable
+from facefix.jobs.rows import failure, report_json
 from facefix.recipe import Recipe
 
 if TYPE_CHECKING:
     from facefix.pipeline import FaceFix
     from facefix.types import Meta, Report
 
+MANY = "Many photos"
 EXIT_PHOTO_FAILED, EXIT_USAGE, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 2, 4, 130
 
 app = typer.Typer(
@@ -88,16 +90,22 @@ class _Task:
 @app.command()
 @with_recipe("restore")
 def restore(
-    inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Photos, or folders of photos.", show_default=False)
-    ],
     recipe: Recipe,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="INPUT...",
+            help="Photos, folders of photos, or globs in quotes such as 'scans/**/*.tif'.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help="File for one photo, folder for more. Without it NAME.facefix.EXT is written beside each photo.",
+            help="File for one photo, folder for more. Without it NAME.facefix.EXT is written beside each named photo; "
+            "folders, globs and lists need it.",
             show_default=False,
         ),
     ] = None,
@@ -111,7 +119,7 @@ def restore(
         Path | None,
         typer.Option(
             help="Write what was done to each face as JSON: an object for one photo, a list for more; one object a "
-            "line where the name ends in .jsonl.",
+            "line where the name ends in .jsonl. A run over many photos writes OUT/.facefix/report.jsonl anyhow.",
             show_default=False,
         ),
     ] = None,
@@ -127,11 +135,74 @@ def restore(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist already.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where a face could not be restored.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Refuse photos of more pixels, by their header, before anything is decoded.")
+    ] = 500_000_000,
+    from_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the names of photos and folders from this file, - for stdin: one a line, or each ended by a NUL "
+            "as `find -print0` writes them. OUT mirrors the names as they are written.",
+            rich_help_panel=MANY,
+            show_default=False,
+        ),
+    ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Go into linked folders, too; loops are seen.", rich_help_panel=MANY)
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try photos again that failed before.", rich_help_panel=MANY)
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Do all photos anew, finished ones, too; also takes back what was undone.",
+            rich_help_panel=MANY,
+        ),
+    ] = False,
+    duplicates: Annotated[
+        Literal["link", "copy", "redo"],
+        typer.Option(
+            help="Identical files are restored once: copy the result, link to it (one file under several names, which "
+            "saves room), or redo each.",
+            rich_help_panel=MANY,
+        ),
+    ] = "copy",
+    json_lines: Annotated[
+        bool,
+        typer.Option("--json-lines", help="Print one JSON object a photo instead of text.", rich_help_panel=MANY),
+    ] = False,
+    engine: Annotated[
+        Literal["processes", "serial"],
+        typer.Option(help="Who does the work: processes of its own, or a thread of this one.", rich_help_panel=MANY),
+    ] = "processes",
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How many processes. 0 chooses: one for each GPU, else one for each CPU core as memory allows.",
+            rich_help_panel=MANY,
+        ),
+    ] = 0,
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Threads of the networks in each process on a CPU. How sums are split over threads decides last bits: "
+            "results are the same bytes wherever this number is.",
+            rich_help_panel=MANY,
+        ),
+    ] = 1,
 ) -> None:
     """Restore the faces of photos.
 
     Each photo keeps its format, depth, profile and metadata; what is outside the faces stays as it was, bit for bit.
     A photo that cannot be done is named, and the others go on.
+
+    A folder, several photos with -o, a glob or a list is a run over many photos: the tree is mirrored in OUT, and
+    OUT/.facefix keeps a journal. The same command again goes on where it was stopped, and does what changed.
+    Ctrl-C finishes the photos in hand; a second one stops at once, and nothing half-written stays.
 
     [bold]Examples[/bold]
 
@@ -139,8 +210,20 @@ def restore(
 
       facefix restore scans/ -o restored/ --report restored.jsonl
 
+      find /mnt/scans -name '*.tif' -print0 | facefix restore --from-file - -o restored/
+
       facefix restore wedding.tif -o wedding-2x.tif --scale 2 --strength 0.8 --compare before-after.jpg
     """
+    inputs = inputs or []
+    many = cli_archive.Many(
+        *(inputs, from_file, out, recipe, mask, report, device, overwrite, strict, quiet, max_pixels),
+        *(follow_links, retry_failed, force, duplicates, json_lines, engine, workers, threads),
+    )
+    if many.wanted():
+        many.refuse({"--faces-out": faces_out, "--compare": compare})
+        cli_archive.restore(many)
+        return
+    many.refuse_alone()
     tasks = list(_tasks(inputs, out, compare))
     from facefix.pipeline import FaceFix
 
@@ -153,7 +236,7 @@ def restore(
     with _bars(len(tasks), quiet) as (photo_done, faces_done):
         for task in tasks:
             try:
-                done = _one(fix, task, mask, faces_out, overwrite, faces_done)
+                done = _one(fix, task, mask, faces_out, overwrite, max_pixels, faces_done)
             except KeyboardInterrupt:
                 complain(f"interrupted; {len(reports)} of {len(tasks)} photos were finished and are kept")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -161,10 +244,10 @@ def restore(
                 failed += 1
                 named = str(error) if error.path is not None else f"{task.source}: {error}"
                 complain(named)
-                reports.append({"source": _text(task.source), "target": None, "error": named})
+                reports.append(failure(task.source, named))
             else:
                 faces_failed += sum(note.outcome == "failed" for note in done.faces)
-                reports.append(_as_json(done))
+                reports.append(report_json(done))
                 _summary(done, quiet)
             photo_done()
             if report is not None:
@@ -182,12 +265,13 @@ def _one(
     mask: Path | None,
     faces_out: Path | None,
     overwrite: bool,
+    max_pixels: int,
     progress: Callable[[int, int], None],
 ) -> Report:
     """Read, restore and write one photo and what was asked for beside it; the report of it."""
     from facefix import imagefile, sheet
 
-    photo = imagefile.read(task.source)
+    photo = imagefile.read(task.source, max_pixels=max_pixels)
     target = task.target(photo.meta)
     if target.exists() and not overwrite:
         raise PhotoUnwritable(task.source, f"{target} exists already; give another -o or pass --overwrite")
@@ -212,42 +296,17 @@ def _make_folder(folder: Path) -> None:
         raise PhotoUnwritable(folder, f"{error.strerror}; name a folder that can be written") from error
 
 
-def _tasks(inputs: list[Path], out: Path | None, compare: Path | None) -> Iterator[_Task]:
-    """One task for each photo that is named or lies in a named folder, in a stable order."""
-    sources = [pair for path in inputs for pair in _photos(path, out)]
-    single = len(sources) == 1 and not inputs[0].is_dir()
-    if not single and out is not None and out.exists() and not out.is_dir():
-        raise UsageError(f"-o {out}: expected a folder for {len(sources)} photos, got a file; name a folder")
-    for source, relative in sources:
+def _tasks(sources: list[Path], out: Path | None, compare: Path | None) -> Iterator[_Task]:
+    """One task for each of the photos, in their order."""
+    single = len(sources) == 1
+    for source in sources:
         exact = single and out is not None and bool(out.suffix) and not out.is_dir()
-        if out is None:
-            target = source.with_name(f"{source.stem}.facefix")
-        else:
-            target = out if exact else out / relative.with_name(relative.stem)
+        beside_it = source.with_name(f"{source.stem}.facefix")
+        target = beside_it if out is None else out if exact else out / source.stem
         beside = compare
         if compare is not None and (not single or compare.is_dir()):
-            beside = compare / relative.with_name(f"{relative.stem}.compare.jpg")
+            beside = compare / f"{source.stem}.compare.jpg"
         yield _Task(source, target, exact, beside)
-
-
-def _photos(path: Path, out: Path | None) -> Iterator[tuple[Path, Path]]:
-    """The photo, or a folder's photos at any depth, each with its path below what was named."""
-    from facefix.imagefile import SUFFIXES
-
-    if not path.is_dir():
-        yield path, Path(path.name)
-        return
-    skip = None if out is None else out.resolve()
-    found = False
-    for folder, folders, names in os.walk(path):
-        here = Path(folder)
-        folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() != skip)
-        for name in sorted(names):
-            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES and ".facefix." not in name:
-                found = True
-                yield here / name, (here / name).relative_to(path)
-    if not found:
-        raise PhotoUnreadable(path, "expected a photo, got a folder without any; name a photo")
 
 
 @contextmanager
@@ -278,37 +337,3 @@ def _summary(report: Report, quiet: bool) -> None:
     for number, note in enumerate(report.faces, 1):
         if note.outcome != "restored":
             print(f"  face {number} {note.outcome}: {note.reason}")
-
-
-def _as_json(report: Report) -> dict[str, Any]:
-    """The report in the words of the command's documentation, ready for `json.dumps`."""
-    faces = [
-        {
-            "box_xyxy": [round(float(v), 2) for v in note.face.box_xyxy],
-            "points": [[round(float(v), 2) for v in point] for point in note.face.points],
-            "score": round(note.face.score, 4),
-            "outcome": note.outcome,
-            "reason": note.reason,
-            "restorer": note.restorer,
-            "size": note.size,
-            "seam": None if note.seam is None else round(note.seam, 4),
-            "seconds": round(note.seconds, 4),
-        }
-        for note in report.faces
-    ]
-    return {
-        "source": report.source,
-        "target": report.target,
-        "width": report.width,
-        "height": report.height,
-        "recipe": dict(report.recipe),
-        "weights": dict(report.weights),
-        "faces": faces,
-        "warnings": list(report.warnings),
-        "seconds": round(report.seconds, 4),
-    }
-
-
-def _text(path: Path) -> str:
-    """The path as text that any terminal and JSON reader takes; bytes that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

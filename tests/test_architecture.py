@@ -14,12 +14,12 @@ LAYERS = [
     {"errors", "types", "recipe"},
     {"imagefile", "align", "mask", "tone", "blend", "tiles", "weights", "download", "sheet"},
     {
-        "runtime", "gpen", "gpen_fast", "winograd", "ffc", "statefile", "networks", "detect", "parse", "restore",
-        "upscale", "inpaint",
+        "runtime", "gpen", "gpen_fast", "winograd", "ffc", "ffc_fast", "statefile", "networks", "detect", "parse",
+        "restore", "upscale", "inpaint",
     },
-    {"pipeline", "inpainting"},
+    {"pipeline", "inpainting", "trades"},
     {"jobs"},
-    {"cli", "cli_parts", "cli_weights", "cli_inpaint", "integrations"},
+    {"cli", "cli_parts", "cli_archive", "cli_weights", "cli_inpaint", "integrations"},
 ]  # fmt: skip
 # Within one layer only these may meet: importer -> imported.
 BESIDE = {
@@ -29,15 +29,18 @@ BESIDE = {
     "weights": {"download"},
     "gpen": {"gpen_fast", "winograd"},
     "gpen_fast": {"gpen", "winograd"},
-    "networks": {"gpen", "gpen_fast", "ffc", "statefile", "runtime"},
+    "ffc_fast": {"ffc", "winograd"},
+    "networks": {"gpen", "gpen_fast", "ffc", "ffc_fast", "statefile", "runtime"},
     "detect": {"runtime", "networks"},
     "parse": {"runtime", "networks"},
     "restore": {"runtime", "networks"},
     "upscale": {"runtime", "networks"},
     "inpaint": {"runtime", "networks", "ffc", "statefile", "upscale"},
     "inpainting": {"pipeline"},
-    "cli": {"cli_parts", "cli_weights", "cli_inpaint"},
+    "trades": {"pipeline"},
+    "cli": {"cli_parts", "cli_archive", "cli_weights", "cli_inpaint"},
     "cli_inpaint": {"cli_parts"},
+    "cli_archive": {"cli_parts"},
 }
 PUBLIC = {"__init__", "__main__"}
 TORCH = {"torch", "torchvision", "facexlib", "spandrel", "diffusers"}

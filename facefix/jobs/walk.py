@@ -1,18 +1,19 @@
 """Which photos there are, in a stable order, and where the result of each goes.
 
-Places. One folder is mirrored into OUT itself; of several inputs each folder is mirrored under its own name, and a named
-file goes to OUT. A quoted glob mirrors what fits below its fixed part. A list mirrors the paths as they are written,
-without a leading / and without `..`.
+Places. One folder is mirrored into OUT itself; of several inputs each folder is mirrored under its own name, and a
+named file goes to OUT. A quoted glob mirrors what fits below its fixed part. A list mirrors the paths as they are
+written, without a leading / and without `..`.
 
-Names. A result keeps the photo's name. Where its suffix has to change (scan.psd cannot be written, scan.jpg holds a PNG),
-the new one is added to the whole name: scan.psd.png. So a name depends on the photo alone, not on the order in which
-photos come. Two exceptions, told apart by 8 hex digits of the name's sha256: of names that differ only in upper and lower
-case all but the first (a~2f3c8a11.jpg), and names that would become another photo's or be longer than 255 bytes.
+Names. A result keeps the photo's name. Where its suffix has to change (scan.psd cannot be written, scan.jpg holds a
+PNG), the new one is added to the whole name: scan.psd.png. So a name depends on the photo alone, not on the order in
+which photos come. Two exceptions, told apart by 8 hex digits of the name's sha256: of names that differ only in upper
+and lower case all but the first (a~2f3c8a11.jpg), and names that would become another photo's or be longer than 255
+bytes.
 
 Left alone: hidden files and folders, OUT itself, results of single runs (.facefix. in the name), files without a
-picture's suffix. Files and folders come sorted by name, a folder's files before its folders. Linked folders are followed
-only when asked, and then never into a folder that is being walked. Memory grows with the largest single folder, some
-150 bytes a name, not with the tree.
+picture's suffix. Files and folders come sorted by name, a folder's files before its folders. Linked folders are
+followed only when asked, and then never into a folder that is being walked. Memory grows with the largest single
+folder, some 150 bytes a name, not with the tree.
 """
 
 from __future__ import annotations

@@ -1,0 +1,345 @@
+"""`facefix restore` for many photos: the run over a tree, what it shows meanwhile, and what it says at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from facefix.cli_parts import complain, errors, remark
+from facefix.errors import FacefixError, JournalError, UsageError, shown
+from facefix.jobs.database import FOLDER
+from facefix.jobs.rows import failure
+from facefix.recipe import Recipe
+
+EXIT_SOME_FAILED, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 4, 130
+_SAID, _KINDS = 10, 100
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """What was asked for on the command line of `restore`."""
+
+    inputs: list[Path]
+    from_file: Path | None
+    out: Path | None
+    recipe: Recipe
+    mask: Path | None
+    report: Path | None
+    device: str
+    overwrite: bool
+    strict: bool
+    quiet: bool
+    max_pixels: int
+    follow_links: bool
+    retry_failed: bool
+    force: bool
+    duplicates: Literal["link", "copy", "redo"]
+    json_lines: bool
+    engine: str
+    workers: int
+    threads: int
+
+    def wanted(self) -> bool:
+        """Whether this is a run over many photos, with a journal, and not one or some photos by themselves.
+
+        Raises:
+            UsageError: there is nothing to do.
+        """
+        if self.from_file is None and not self.inputs:
+            raise UsageError("INPUT: expected photos or folders, got none; name some, or give --from-file")
+        spread = any(path.is_dir() or _is_glob(path) for path in self.inputs)
+        known = self.out is not None and (self.out / FOLDER / "journal.sqlite").exists()
+        return self.from_file is not None or spread or known or (self.out is not None and len(self.inputs) > 1)
+
+    def refuse(self, options: Mapping[str, object]) -> None:
+        """Nothing, where none of these options is given, which go with photos by themselves only.
+
+        Raises:
+            UsageError: one is.
+        """
+        for name, value in options.items():
+            if value is not None:
+                raise UsageError(
+                    f"{name} goes with single photos; after a run over many, `facefix review OUT` shows every face"
+                )
+
+    def refuse_alone(self) -> None:
+        """Nothing, where no option is given that goes with a run over many photos only.
+
+        Raises:
+            UsageError: one is.
+        """
+        given = {
+            "--follow-links": self.follow_links,
+            "--retry-failed": self.retry_failed,
+            "--force": self.force,
+            "--json-lines": self.json_lines,
+            "--duplicates": self.duplicates != "copy",
+            "--engine": self.engine != "processes",
+            "--workers": self.workers,
+            "--threads": self.threads != 1,
+        }
+        for name, value in given.items():
+            if value:
+                raise UsageError(
+                    f"{name} goes with runs over many photos: name a folder, or several photos and -o FOLDER"
+                )
+
+
+def _is_glob(path: Path) -> bool:
+    import glob
+    import os
+
+    return glob.has_magic(str(path)) and not os.path.lexists(path)
+
+
+def restore(many: Many) -> None:
+    """Do the run; leaves with its exit code where that is not 0.
+
+    Raises:
+        FacefixError: it cannot be done, or cannot go on.
+    """
+    from facefix.jobs.drive import Drive, Wishes
+    from facefix.jobs.engines import Engine, Processes, Serial, devices_for
+    from facefix.jobs.journal import Journal
+    from facefix.jobs.walk import Walk, listed, roots
+    from facefix.jobs.workers import Run
+
+    out = _out(many)
+    with contextlib.ExitStack() as open_files:
+        begin = iter(roots(many.inputs, out))
+        if many.from_file is not None:
+            begin = _chained(begin, listed(open_files.enter_context(_list(many.from_file))))
+        engine: Engine = Serial()
+        if many.engine == "processes":
+            engine = Processes(devices_for(many.device, many.workers, _heaviest(many.recipe)))
+        journal = open_files.enter_context(Journal.open(out, create=True))
+        walk = Walk(begin, out, follow_links=many.follow_links)
+        screen = Screen(many, out)
+        run = Run(out, many.recipe, many.device, many.threads, many.max_pixels, many.mask, many.overwrite)
+        wishes = Wishes(many.retry_failed, many.force, many.duplicates)
+        drive = Drive(journal, run, engine, wishes, screen.hears)
+        try:
+            with _interrupts(drive), screen:
+                drive.go(walk)
+        except KeyboardInterrupt:
+            complain(f"stopped at once; {screen.so_far()}; the same command goes on from here")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        finally:
+            _reports(journal, out, many.report, forgiving=sys.exc_info()[0] is not None)
+        screen.conclude(walk.others, walk.links)
+        if drive.stop.is_set():
+            complain(f"interrupted; {screen.so_far()}; the same command goes on from here")
+            raise typer.Exit(EXIT_INTERRUPTED)
+    screen.leave()
+
+
+def _out(many: Many) -> Path:
+    """The output folder, absolute, there or not.
+
+    Raises:
+        UsageError: none was named, or it is a file.
+    """
+    if many.out is None:
+        named = shown(many.from_file if many.from_file is not None else many.inputs[0])
+        raise UsageError(f"{named}: expected -o FOLDER for what comes of many photos, got none; name one")
+    if many.out.exists() and not many.out.is_dir():
+        raise UsageError(f"-o {shown(many.out)}: expected a folder for many photos, got a file; name a folder")
+    return many.out.absolute()
+
+
+def _list(path: Path) -> Any:
+    """The list of names, open for reading bytes.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        if str(path) == "-":  # by itself, and never closed: a thread may be waiting for more
+            return contextlib.nullcontext(open(0, "rb", buffering=0, closefd=False))
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise UsageError(f"--from-file {shown(path)}: {error.strerror}; give a list of photos") from error
+
+
+def _chained(first: Iterator[Any], second: Iterator[Any]) -> Iterator[Any]:
+    yield from first
+    yield from second
+
+
+def _heaviest(recipe: Recipe) -> int:
+    """The size of the largest restorer's file that the recipe may take, in bytes."""
+    from facefix.weights import Store
+
+    store = Store.default()
+    if recipe.restorer == "auto":
+        found = [path for _, path in store.available("restorer")]
+    else:
+        named = store.find(recipe.restorer)
+        found = [named[1]] if named is not None else []
+    return max((path.stat().st_size for path in found), default=0)
+
+
+def _reports(journal: Any, out: Path, wanted: Path | None, *, forgiving: bool) -> None:
+    """Writes OUT/.facefix/report.jsonl, and the one that was asked for."""
+    try:
+        journal.export(out / FOLDER / "report.jsonl")
+        if wanted is not None:
+            journal.export(wanted, lines=wanted.suffix.lower() == ".jsonl")
+    except JournalError:
+        if not forgiving:
+            raise
+
+
+@contextlib.contextmanager
+def _interrupts(drive: Any) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) lets what is begun be finished, the second stops at once."""
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        if drive.stop.is_set():
+            raise KeyboardInterrupt
+        drive.stop.set()
+        complain("finishing the photos in hand; Ctrl-C again stops at once, and the same command goes on from here")
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Screen:
+    """What a run shows: progress on a terminal, a line or a JSON object a photo, what went wrong, and the sum."""
+
+    def __init__(self, many: Many, out: Path) -> None:
+        self.many, self.out = many, out
+        self.count: Counter[str] = Counter()
+        self.faces = self.faces_failed = 0
+        self._kinds: Counter[str] = Counter()
+        self._began = time.monotonic()
+        hidden = many.quiet or many.json_lines or not errors.is_terminal
+        self._bar = Progress(
+            *(TextColumn("photos"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}")),
+            *(TextColumn("left"), TimeRemainingColumn()),
+            console=errors,
+            disable=hidden,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None, more="")
+
+    def __enter__(self) -> Screen:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def hears(self, event: str, source: Path, what: dict[str, Any] | str) -> None:
+        """As Drive tells it."""
+        self.count[event] += 1
+        if isinstance(what, dict):
+            self._done(what)
+        elif event == "note":
+            if not self.many.quiet:
+                remark(what)
+        elif event in ("failed", "closed"):
+            self._failed(source, what)
+        self._show()
+
+    @property
+    def finished(self) -> int:
+        """Photos that this run has done or found impossible."""
+        return self.count["done"] + self.count["copied"] + self.count["failed"]
+
+    def _show(self) -> None:
+        if self._bar.disable:
+            return
+        rate = self.finished / max(time.monotonic() - self._began, 1e-9)
+        failed = self.count["failed"] + self.count["closed"]
+        more = f"{self.faces} faces  {rate:.2f}/s  {failed} failed"
+        known = self.count["before"] + self.count["failed before"]
+        self._bar.update(self._task, total=self.count["met"] - known, completed=self.finished, more=more)
+
+    def _done(self, report: dict[str, Any]) -> None:
+        restored = [face for face in report["faces"] if face["outcome"] == "restored"]
+        self.faces += len(restored)
+        self.faces_failed += sum(face["outcome"] == "failed" for face in report["faces"])
+        if self.many.json_lines:
+            print(json.dumps(report), flush=True)
+        elif not self.many.quiet:
+            for warning in report["warnings"]:
+                remark(f"{report['source']}: {warning}")
+            what = f"{len(restored)} of {len(report['faces'])} faces restored" if report["faces"] else "no face found"
+            same = f", as {report['same_as']}, which is the same photo" if "same_as" in report else ""
+            print(f"{_shown(self.out / report['target'])}: {what}{same} in {report['seconds']:.1f} s")
+
+    def _failed(self, source: Path, reason: str) -> None:
+        """Names a failure; of many with one reason the first ten."""
+        if self.many.json_lines:
+            print(json.dumps(failure(source, reason)), flush=True)
+        kind = reason.removeprefix(f"{shown(source)}: ")
+        kind = kind if kind in self._kinds or len(self._kinds) < _KINDS else ""
+        self._kinds[kind] += 1
+        if self._kinds[kind] <= _SAID:
+            complain(reason)
+        if self._kinds[kind] == _SAID:
+            told = f"'{kind}'" if kind else "other reasons"
+            complain(
+                f"more photos with {told} are only counted; {_shown(self.out / FOLDER / 'report.jsonl')} names them"
+            )
+
+    def so_far(self) -> str:
+        """What was done up to now, in a few words."""
+        return f"{self.count['done'] + self.count['copied']} photos were finished and are kept"
+
+    def conclude(self, others: int, links: int) -> None:
+        """Prints the sum of the run."""
+        count, seconds = self.count, time.monotonic() - self._began
+        parts = [f"{count['done']} photos done ({self.faces} faces restored)"]
+        parts += [f"{count['copied']} copied from identical ones"] if count["copied"] else []
+        parts += [f"{count['before']} done before"] if count["before"] else []
+        parts += [f"{count['failed']} failed"] if count["failed"] else []
+        parts += (
+            [f"{count['failed before']} failed before (--retry-failed tries again)"] if count["failed before"] else []
+        )
+        parts += [f"{others} other files left alone"] if others else []
+        parts += [f"{links} linked folders not followed (--follow-links does)"] if links else []
+        rate = f"; {self.finished / seconds:.2f} photos/s" if self.finished else ""
+        if not self.many.quiet:
+            line = f"{_shown(self.out)}: {', '.join(parts)}{rate}"
+            print(line, file=sys.stderr if self.many.json_lines else sys.stdout)
+
+    def leave(self) -> None:
+        """Leaves with the exit code that the run deserves.
+
+        Raises:
+            UsageError: there was no photo.
+        """
+        if not self.count["met"] and not self.count["closed"]:
+            named = ", ".join(shown(path) for path in self.many.inputs) or "the list"
+            raise FacefixError(f"{named}: expected photos, got none; name a folder that holds some")
+        if self.count["failed"] or self.count["failed before"] or self.count["closed"]:
+            raise typer.Exit(EXIT_SOME_FAILED)
+        if self.many.strict and self.faces_failed:
+            complain(f"{self.faces_failed} face(s) could not be restored; {FOLDER}/report.jsonl says which")
+            raise typer.Exit(EXIT_FACE_FAILED)
+
+
+def _shown(path: Path) -> str:
+    """The path, relative to where the user is where that is shorter."""
+    with contextlib.suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return shown(path)
