@@ -1,11 +1,10 @@
 """The LaMa generator: a network that fills holes, half of which looks at the whole picture through Fourier transforms.
 
 `Generator` carries the tensor names and shapes of the published checkpoints and computes every operation as the paper
-states it. `Folded` computes the same numbers for use: normalisation folded into the convolutions, pictures laid out
-pixel by pixel, memory written in place, and block checkpointing for whoever asks it for gradients.
+states it; `ffc_fast` computes the same numbers for use.
 
-Both are cut in two where refinement cuts them: `front` makes the features at an eighth of the size, `rear` the picture.
-Features are one tensor (B, local + global, H/8, W/8), the local channels first.
+The network is cut in two where refinement cuts it: `front` makes features at an eighth of the size, `rear` the picture.
+The features are one tensor (B, local + global, H/8, W/8), the local channels first.
 
 Source: Suvorov et al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (WACV 2022); fast Fourier
 convolutions after Chi et al., "Fast Fourier Convolution" (NeurIPS 2020). The published implementation is Apache-2.0.
@@ -23,7 +22,6 @@ from typing import Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 SMALLEST = 16
 """The least height and width, px: the deepest features need two rows to be reflected at their border."""
@@ -104,9 +102,6 @@ class Halves(Protocol):
 def reflected(picture: Tensor, margin: int) -> Tensor:
     """The picture with `margin` reflected pixels on every side."""
     return F.pad(picture, (margin,) * 4, mode="reflect")
-
-
-# --- the published form ----------------------------------------------------------------------------------------------
 
 
 class Convolution(nn.Module):
@@ -286,190 +281,3 @@ class Generator(nn.Module):
             features = F.relu(self.model[str(place + 1)](features))
         last = cast(Convolution, self.model[str(shape.last)])
         return F.conv2d(reflected(features, 3), last.weight, last.bias).sigmoid()
-
-
-# --- the form for use ------------------------------------------------------------------------------------------------
-
-
-class Folded(nn.Module):
-    """The same numbers as the generator's in evaluation mode, sooner and in less memory.
-
-    Args:
-        generator: whose tensors are taken; it stays as it was.
-        checkpointed: whether gradients make each block anew instead of keeping what it computed.
-    """
-
-    def __init__(self, generator: Generator, *, checkpointed: bool = True) -> None:
-        super().__init__()
-        shape = generator.shape
-        layers = {int(place): module for place, module in generator.model.items()}
-        self.checkpointed = checkpointed
-        self.entry = nn.Sequential(*(_Entry(cast(FFCLayer, layers[i])) for i in range(1, shape.first_block)))
-        self.steps = nn.ModuleList(
-            _Block(cast(FFCBlock, layers[shape.first_block + index])) for index in range(shape.blocks)
-        )
-        for place in range(shape.first_rise, shape.last - 1, 3):
-            self.steps.append(_Rise(cast(Convolution, layers[place]), cast(nn.BatchNorm2d, layers[place + 1])))
-        self.steps.append(_Exit(cast(Convolution, layers[shape.last])))
-        self.eval().requires_grad_(False)
-
-    def forward(self, seen: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H, W)."""
-        return self.rear(self.front(seen))
-
-    def front(self, seen: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> features (B, channels, H/8, W/8)."""
-        features: Tensor = self.entry(seen.contiguous(memory_format=torch.channels_last))
-        return features
-
-    def rear(self, features: Tensor) -> Tensor:
-        """(B, channels, H/8, W/8) -> (B, outputs, H, W)."""
-        again = self.checkpointed and torch.is_grad_enabled() and features.requires_grad
-        for step in self.steps:
-            if again:
-                features = cast(Tensor, checkpoint(step, features, use_reentrant=False, preserve_rng_state=False))
-            else:
-                features = step(features)
-        return features.contiguous()
-
-
-def _kept(module: nn.Module, **tensors: Tensor) -> None:
-    """Nothing; the module holds the tensors as buffers, laid out pixel by pixel."""
-    for name, tensor in tensors.items():
-        layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-        module.register_buffer(name, tensor.detach().contiguous(memory_format=layout).clone())
-
-
-def _scale_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What the normalisation multiplies by and adds, in float64."""
-    mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
-    scale = norm.weight.double() / (variance + norm.eps).sqrt()
-    return scale, norm.bias.double() - mean * scale
-
-
-def _scaled(conv: Convolution, scale: Tensor, axis: int = 0) -> Tensor:
-    """The convolution's weight, multiplied along its outputs."""
-    shape = [-1 if index == axis else 1 for index in range(4)]
-    return (conv.weight.double() * scale.view(shape)).to(conv.weight.dtype)
-
-
-class _Entry(nn.Module):
-    """A convolution of local channels only."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, layer: FFCLayer) -> None:
-        super().__init__()
-        self.margin, self.stride = layer.margin, layer.stride
-        ways = [(layer.ffc.convl2l, layer.bn_l)]
-        if hasattr(layer, "bn_g"):
-            ways.append((layer.ffc.convl2g, layer.bn_g))
-        weights, biases = [], []
-        for conv, norm in ways:
-            scale, shift = _scale_shift(norm)
-            weights.append(_scaled(conv, scale))
-            biases.append(shift.to(conv.weight.dtype))
-        _kept(self, weight=torch.cat(weights), bias=torch.cat(biases))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.conv2d(reflected(features, self.margin), self.weight, self.bias, stride=self.stride).relu_()
-
-
-class _Spectral(nn.Module):
-    narrowing: Tensor
-    narrowing_bias: Tensor
-    mixing: Tensor
-    mixing_bias: Tensor
-    widening: Tensor
-
-    def __init__(self, spectral: SpectralTransform, scale: Tensor) -> None:
-        super().__init__()
-        conv = cast(Convolution, spectral.conv1[0])
-        narrow, narrow_bias = _scale_shift(cast(nn.BatchNorm2d, spectral.conv1[1]))
-        mix, mix_bias = _scale_shift(spectral.fu.bn)
-        dtype = conv.weight.dtype
-        _kept(
-            self,
-            narrowing=_scaled(conv, narrow),
-            narrowing_bias=narrow_bias.to(dtype),
-            mixing=_scaled(spectral.fu.conv_layer, mix).flatten(1),
-            mixing_bias=mix_bias.to(dtype),
-            widening=_scaled(spectral.conv2, scale),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        narrow = F.conv2d(features, self.narrowing, self.narrowing_bias).relu_()
-        pixels = narrow.permute(0, 2, 3, 1)  # with channels last, real and imaginary parts lie as the weights want them
-        spectrum = torch.view_as_real(torch.fft.rfft2(pixels, dim=(1, 2), norm="ortho").contiguous())
-        mixed = F.linear(spectrum.flatten(3), self.mixing, self.mixing_bias).relu_().view(spectrum.shape)
-        there = torch.fft.irfft2(torch.view_as_complex(mixed), s=pixels.shape[1:3], dim=(1, 2), norm="ortho")
-        return F.conv2d(narrow + there.permute(0, 3, 1, 2), self.widening)
-
-
-class _Layer(nn.Module):
-    """A fast Fourier convolution between both halves; what starts from local channels is one convolution."""
-
-    from_local: Tensor
-    from_global: Tensor
-    bias: Tensor
-
-    def __init__(self, layer: FFCLayer) -> None:
-        super().__init__()
-        self.local = layer.local
-        near, near_bias = _scale_shift(layer.bn_l)
-        far, far_bias = _scale_shift(layer.bn_g)
-        ffc = layer.ffc
-        self.spectral = _Spectral(ffc.convg2g, far)
-        _kept(
-            self,
-            from_local=torch.cat([_scaled(ffc.convl2l, near), _scaled(ffc.convl2g, far)]),
-            from_global=_scaled(ffc.convg2l, near),
-            bias=torch.cat([near_bias, far_bias]).to(ffc.convl2l.weight.dtype),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        near, far = features[:, : self.local], features[:, self.local :]
-        result = F.conv2d(reflected(near, 1), self.from_local, self.bias)
-        result[:, : self.local] += F.conv2d(reflected(far, 1), self.from_global)
-        result[:, self.local :] += self.spectral(far)
-        return result.relu_()
-
-
-class _Block(nn.Module):
-    def __init__(self, block: FFCBlock) -> None:
-        super().__init__()
-        self.first, self.second = _Layer(block.conv1), _Layer(block.conv2)
-
-    def forward(self, features: Tensor) -> Tensor:
-        changed: Tensor = self.second(self.first(features))
-        # the rectifier before it remembers its result where gradients are wanted
-        return features + changed if torch.is_grad_enabled() else changed.add_(features)
-
-
-class _Rise(nn.Module):
-    """Doubles the size."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, conv: Convolution, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        scale, shift = _scale_shift(norm)
-        bias = (conv.bias.double() * scale + shift).to(conv.weight.dtype)
-        _kept(self, weight=_scaled(conv, scale, axis=1), bias=bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.conv_transpose2d(features, self.weight, self.bias, stride=2, padding=1, output_padding=1).relu_()
-
-
-class _Exit(nn.Module):
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, conv: Convolution) -> None:
-        super().__init__()
-        _kept(self, weight=conv.weight, bias=conv.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.conv2d(reflected(features, 3), self.weight, self.bias).sigmoid()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from facefix import ffc, runtime
 from facefix.errors import DeviceError, WeightsInvalid
+from facefix.ffc_fast import Folded
 from facefix.gpen import GPEN, Shape, blur_kernel
 from facefix.statefile import State, read_network
 from facefix.statefile import read_state as read_state
@@ -126,7 +127,7 @@ def _kernel_named(name: str) -> Tensor:
 
 def load_lama(
     path: Path | str, *, device: str | torch.device = "cpu", precision: torch.dtype = torch.float32
-) -> ffc.Folded:
+) -> Folded:
     """The LaMa generator that the file holds, of any width and any number of blocks.
 
     Args:
@@ -155,7 +156,7 @@ def load_lama(
     generator = ffc.Generator.from_state(
         {name: tensor.to(precision) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     )
-    return ffc.Folded(generator).to(where)
+    return Folded(generator).to(where)
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
