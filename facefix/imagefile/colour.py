@@ -13,6 +13,7 @@ import functools
 from abc import ABC, abstractmethod
 from typing import Any
 
+import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +108,7 @@ class _Curves(_Space):
 
 
 class _Curves8(_Curves):
-    """The same for 8-bit files, some times as fast: powers and searches become look-ups in float32.
+    """The same for 8-bit files, several times as fast: powers and searches become look-ups in float32.
 
     Linear light is indexed by its root, in which both sRGB and the usual gammas are nearly straight.
     """
@@ -118,7 +119,8 @@ class _Curves8(_Curves):
 
     def __init__(self, curves: _Floats, srgb_from_linear: _Floats) -> None:
         super().__init__(curves, srgb_from_linear)
-        self._small = curves[:, :: (curves.shape[1] - 1) // 255].astype(np.float32)
+        small = curves[:, :: (curves.shape[1] - 1) // 255]
+        self._small = np.ascontiguousarray(small.T.reshape(1, 256, 3), np.float32)
         linear = np.square(np.linspace(0, self._TOP, self._NODES))
         codes = [np.interp(linear, curve, np.linspace(0, 255, curves.shape[1])) for curve in curves]
         self._codes = np.rint(np.stack(codes)).astype(np.uint8)
@@ -133,9 +135,10 @@ class _Curves8(_Curves):
         pixels = np.empty(raster.shape, np.float32)
         turn = self._matrix.T.astype(np.float32)
         for rows in _bands(raster.shape):
-            band = raster[rows]
-            linear = np.stack([self._small[c][band[..., c]] for c in range(3)], axis=-1) @ turn
-            pixels[rows] = np.copysign(_between(self._encoded, self._place(np.abs(linear))), linear)
+            light: Any = cv2.LUT(raster[rows], self._small)
+            linear = light.reshape(pixels[rows].shape) @ turn
+            encoded = _between(self._encoded, self._place(np.abs(linear)))
+            np.copysign(encoded, linear, out=pixels[rows])
         return pixels
 
     def from_srgb(self, pixels: Pixels, bits: int) -> Raster:
@@ -145,24 +148,33 @@ class _Curves8(_Curves):
         raster = np.empty(pixels.shape, np.uint8)
         turn = self._inverse.T.astype(np.float32)
         for rows in _bands(pixels.shape):
-            at = (np.clip(pixels[rows], self._LOW, self._HIGH) - np.float32(self._LOW)) * np.float32(self._PER_UNIT)
+            at = np.clip(pixels[rows], self._LOW, self._HIGH)
+            at -= np.float32(self._LOW)
+            at *= np.float32(self._PER_UNIT)
             linear = _between(self._decoded, at) @ turn
-            places = np.rint(self._place(np.maximum(linear, 0, out=linear))).astype(np.int32)
+            places = self._place(np.maximum(linear, 0, out=linear))
+            places += np.float32(0.5)
+            nodes = places.astype(np.int32)
             for channel in range(3):
-                raster[rows, :, channel] = self._codes[channel][places[..., channel]]
+                raster[rows, :, channel] = self._codes[channel][nodes[..., channel]]
         return raster
 
     def _place(self, linear: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Where linear light, not negative, stands in the tables."""
-        scale = np.float32((self._NODES - 1) / self._TOP)
-        return np.minimum(np.sqrt(linear) * scale, np.float32(self._NODES - 1))
+        """Where linear light, not negative, stands in the tables; overwrites it."""
+        at = np.sqrt(linear, out=linear)
+        at *= np.float32((self._NODES - 1) / self._TOP)
+        return np.minimum(at, np.float32(self._NODES - 1), out=at)
 
 
 def _between(table: NDArray[np.float32], at: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The table's values at places between its nodes, linearly."""
+    """The table's values at places between its nodes, linearly; overwrites the places."""
     left = np.minimum(at.astype(np.int32), len(table) - 2)
+    values: NDArray[np.float32] = table[1:][left]
+    at -= left
     low = table[left]
-    values: NDArray[np.float32] = low + (table[left + 1] - low) * (at - left.astype(np.float32))
+    values -= low
+    values *= at
+    values += low
     return values
 
 
@@ -419,7 +431,9 @@ def _cms(values: _Floats, icc: bytes, kind: str, out_icc: bytes, out_kind: str) 
 
 
 def _bands(shape: tuple[int, ...]) -> list[slice]:
-    height = max(1, _BAND // max(1, shape[1]))
+    if 0 in shape:  # which OpenCV does not take
+        return []
+    height = max(1, _BAND // shape[1])
     return [slice(top, top + height) for top in range(0, shape[0], height)]
 
 
