@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -130,12 +130,7 @@ def joined(canvas: Photo, codes: Raster, shares: Sequence[Share]) -> Raster:
         shares: their `which` counts these pixels.
     """
     old = canvas.colour.to_srgb(codes[None])[0]
-    weight = np.zeros(len(old), np.float32)
-    if len(shares) == 1:
-        step = np.zeros_like(old)
-        step[shares[0].which], weight[shares[0].which] = shares[0].step, shares[0].mask
-    else:
-        step, weight = _averaged(len(old), shares)
+    step, weight = _averaged(len(old), shares)
     within = np.ones(len(old), np.float32)
     for share in shares:
         within[share.which] = share.within
@@ -260,25 +255,29 @@ def _combined(
     number = np.zeros(covered.shape, np.intp)
     number.reshape(-1)[index] = np.arange(len(index))
 
-    def shares() -> Iterator[Share]:
-        for (change, base, mask), at in sampled:
-            here = np.flatnonzero(covered[at] & (mask > 0))
-            which = _taken(number[at], here)
-            before = np.take(old, which, axis=0)
-            yield Share(which, _taken(mask, here), _step(_taken(change, here), _taken(base, here), before))
+    shares = []
+    for (change, base, mask), at in sampled:
+        here = np.flatnonzero(covered[at] & (mask > 0))
+        which = _taken(number[at], here)
+        step = _step(_taken(change, here), _taken(base, here), np.take(old, which, axis=0))
+        shares.append(Share(which, _taken(mask, here), step))
+    return _averaged(len(old), shares)
 
-    return _averaged(len(old), shares())
 
+def _averaged(count: int, shares: Sequence[Share]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The changes (count, 3) that the shares make together, averaged by their masks' squares, and the masks' union.
 
-def _averaged(count: int, shares: Iterable[Share]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The changes (count, 3) that the shares make together, averaged by their masks' squares, and the masks' union."""
-    total, weight = np.zeros((count, 3), np.float32), np.zeros(count, np.float32)
-    uncovered = np.ones(count, np.float32)
-    for which, own, step, _ in shares:
-        total[which] += (own * own)[:, None] * step
-        weight[which] += own * own
-        uncovered[which] *= 1 - own
-    return np.asarray(total / np.maximum(weight, np.float32(1e-12))[:, None], np.float32), 1 - uncovered
+    A pixel that only one of them touches gets exactly what that one alone gives, to the last bit.
+    """
+    step, weight = np.zeros((count, 3), np.float32), np.zeros(count, np.float32)
+    covered = np.zeros(count, np.float32)
+    for share in shares:
+        weight[share.which] += share.mask * share.mask
+        covered[share.which] += share.mask - covered[share.which] * share.mask
+    for share in shares:
+        part = share.mask * share.mask / np.maximum(weight[share.which], np.finfo(np.float32).tiny)
+        step[share.which] += part[:, None] * share.step
+    return step, covered
 
 
 def _taken(picture: NDArray[Any], index: NDArray[np.intp]) -> NDArray[Any]:

@@ -185,21 +185,16 @@ def _lay_tangled(
         whole = touches[number] & ~leaving[at]
         raster[boxes[number].slices][whole] = after[whole]
         mixed[at] |= touches[number] & leaving[at]
-    index = np.flatnonzero(mixed)
-    for group in blend.groups([boxes[number] for number in staying]):
-        shares = []
-        for number in (staying[i] for i in group):
-            at = _inside(boxes[number], area)
-            rows, columns = np.nonzero(touches[number] & mixed[at])
-            which = np.searchsorted(index, (rows + at[0].start) * mixed.shape[1] + columns + at[1].start)
-            own = values[number][mixed[at][touches[number] & shared[at]]]
-            within = own[:, 4] if own.shape[1] > 4 else 1.0
-            shares.append(blend.Share(which, own[:, 0], own[:, 1:4], within))
-        mine = np.unique(np.concatenate([share.which for share in shares]))
-        row, column = np.divmod(index[mine], mixed.shape[1])
-        where = row + area.y0, column + area.x0
-        shares = [share._replace(which=np.searchsorted(mine, share.which)) for share in shares]
-        raster[where] = blend.joined(canvas, canvas.raster[where], shares)
+    index, shares = np.flatnonzero(mixed), []
+    for number in staying:
+        at = _inside(boxes[number], area)
+        rows, columns = np.nonzero(touches[number] & mixed[at])
+        which = np.searchsorted(index, (rows + at[0].start) * mixed.shape[1] + columns + at[1].start)
+        own = values[number][mixed[at][touches[number] & shared[at]]]
+        shares.append(blend.Share(which, own[:, 0], own[:, 1:4], own[:, 4] if own.shape[1] > 4 else 1.0))
+    row, column = np.divmod(index, mixed.shape[1])
+    where = row + area.y0, column + area.x0
+    raster[where] = blend.joined(canvas, canvas.raster[where], shares)
 
 
 def _shares(reaches: Mapping[int, blend.Share], boxes: Mapping[int, Box]) -> bytes:
