@@ -109,7 +109,11 @@ class NetworkRestorer:
 
     def __call__(self, crops: Sequence[Crop]) -> list[Pixels]:
         """The restored crops, in batches that fit the device's memory."""
-        seen = [_shrunk(crop.pixels, self.network.in_size) for crop in crops]
+        return self.made_of([crop.pixels for crop in crops])
+
+    def made_of(self, pictures: Sequence[Pixels]) -> list[Pixels]:
+        """What the network makes of aligned faces, (S, S, 3) each, S the template's size."""
+        seen = [_shrunk(picture, self.network.in_size) for picture in pictures]
         return runtime.run(self.network, seen, batch=len(seen))
 
 

@@ -261,9 +261,9 @@ def _shown(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     colours = lab[beyond][None]
     least, most = np.zeros(colours.shape[1], np.float32), np.ones(colours.shape[1], np.float32)
     for _ in range(8):
-        share = (least + most) / 2
+        share = np.asarray((least + most) / 2, np.float32)
         fits = _can_be_shown(_paler(colours, share))[0]
-        least, most = np.where(fits, share, least), np.where(fits, most, share)
+        least, most = _array(np.where(fits, share, least)), _array(np.where(fits, most, share))
     result = lab.copy()
     result[beyond] = _paler(colours, least)[0]
     return result

@@ -19,6 +19,7 @@ What becomes of a photo's parts
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import mmap
 import os
 import secrets
@@ -41,7 +42,7 @@ from facefix.imagefile import colour, exif
 from facefix.imagefile.decode import decode, from_pillow, settle_metadata
 from facefix.imagefile.encode import FORMAT_OF, eight_bits, encode, format_for
 from facefix.imagefile.found import Data, Found, UndecodableError
-from facefix.types import Box, Meta, Photo, Raster
+from facefix.types import Box, Meta, Photo, PlainSRGB, Raster
 
 __all__ = [
     "MAX_PIXELS",
@@ -185,6 +186,21 @@ def to_pil(photo: Photo) -> Image.Image:
     info = {"icc_profile": meta.icc, "exif": settled, "xmp": meta.xmp, "dpi": meta.dpi}
     image.info.update({key: value for key, value in info.items() if value is not None})
     return image
+
+
+def in_colour(photo: Photo) -> Photo:
+    """The photo itself, or a grey one as RGB that can take colours, in sRGB where its profile is for grey."""
+    if not photo.meta.gray:
+        return photo
+    meta = dataclasses.replace(photo.meta, gray=False, jpeg_subsampling=0)
+    space, problem = colour.space(meta.icc, bits=meta.bits, gray=False)
+    if problem is None:
+        return dataclasses.replace(photo, meta=meta, colour=space)
+    raster, plain = np.empty_like(photo.raster), PlainSRGB()
+    for top in range(0, photo.height, 256):
+        rows = slice(top, top + 256)
+        raster[rows] = plain.from_srgb(photo.colour.to_srgb(photo.raster[rows]), meta.bits)
+    return dataclasses.replace(photo, raster=raster, meta=dataclasses.replace(meta, icc=None), colour=plain)
 
 
 def suffix_for(meta: Meta) -> str:

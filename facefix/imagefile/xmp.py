@@ -99,6 +99,12 @@ def settle(
     return _packed(rdf)
 
 
+def all_made() -> bytes:
+    """A packet that calls a whole picture AI-made."""
+    packet = settle(None, ai_label=True, width=0, height=0)
+    return (packet or b"").replace(SOURCE_TYPE.encode(), _ALL_MADE.encode())
+
+
 def cleared(packet: bytes, regions: Iterable[Box]) -> bytes | None:
     """The packet that `settle` made, without its label and these regions; None where nothing else is in it.
 
