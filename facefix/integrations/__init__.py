@@ -1,0 +1,1 @@
+"""Doors into other people's programs; each module says what it needs to be installed."""
