@@ -28,7 +28,7 @@ from facefix.weights import Store, read_catalogue
 CATALOGUE = read_catalogue(Path(weights.__file__).with_name("weights.toml"))
 RECORDS = {weight.name: weight for weight in CATALOGUE}
 KINDS = {"restorer", "colorizer", "face-inpainter", "seg2face", "detector", "parser", "upscaler", "inpainter"}
-LOADERS = {"gpen", "spandrel", "facexlib", "yunet", "centerface", "torchscript"}
+LOADERS = {"gpen", "spandrel", "facexlib", "yunet", "centerface", "lama", "mat"}
 ROOT = Path(__file__).parents[1]
 FREE = b"PK\x03\x04 free to use" * 100
 CLOSED = b"PK\x03\x04 not for money" * 100
