@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import align, blend, detect, imagefile, parse, restore, tone, upscale
+from facefix import align, blend, detect, detectors, imagefile, parse, restore, tone, upscale
 from facefix import mask as masks
 from facefix.errors import DegenerateLandmarks, DeviceError, PhotoRefused, UsageError
 from facefix.recipe import Recipe
@@ -54,7 +54,7 @@ class FaceFix:
     def __init__(
         self,
         recipe: Recipe,
-        detector: detect.Detector,
+        detector: detectors.Detector,
         restorers: restore.Shelf,
         *,
         parser: parse.Parser | None = None,
@@ -87,7 +87,7 @@ class FaceFix:
         store = store or Store.default()
         _numbers(recipe.face)
         shelf = restore.Shelf(recipe.restorer, store, device=device, precision=recipe.precision)
-        detector, weight = detect.installed(recipe.detector, store, device=device)
+        detector, weight = detectors.installed(recipe.detector, store, device=device)
         used: tuple[Weight, ...] = (weight, *shelf.weights)
         parser = upscaler = None
         if recipe.mask_from != "landmarks":

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import align, blend, detect, imagefile, mask, upscale
+from facefix import align, blend, detect, detectors, imagefile, mask, upscale
 from facefix.types import Crop, Face, Patch, Photo
 from facefix.weights import Store
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _arguments(argv)
     photo = imagefile.read(asked.photo)
     path = asked.weights if asked.weights is not None else Store.default().require(asked.detector)[1]
-    faces = detect.detect(photo, detect.load(asked.detector, path, device="cpu"))
+    faces = detect.detect(photo, detectors.load(asked.detector, path, device="cpu"))
     print(f"{asked.photo.name}: {photo.width}x{photo.height}, {photo.meta.bits} bit, {len(faces)} faces")
     if not faces:
         return 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from facefix import detect
+from facefix import detect, detectors
 from facefix.types import Photo
 
 FILES = {
@@ -32,13 +32,13 @@ def counted_by_eye(readme: Path) -> dict[str, str]:
     return {row[name]: row[count] for row in rows if len(row) == len(header) and "." in row[name]}
 
 
-def detectors(weights: Path | None) -> dict[str, detect.Detector]:
+def available(weights: Path | None) -> dict[str, detectors.Detector]:
     """CenterFace, and the others whose files lie in the folder."""
-    found = {"centerface": detect.load("centerface")}
+    found = {"centerface": detectors.load("centerface")}
     for name, files in FILES.items():
         path = next((weights / file for file in files if (weights / file).is_file()), None) if weights else None
         if path is not None:
-            found[name] = detect.load(name, path)
+            found[name] = detectors.load(name, path)
     return found
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder with the files of RetinaFace and YuNet")
     parser.add_argument("--rotations", choices=("auto", "always", "never"), default="auto")
     options = parser.parse_args()
-    by_name = detectors(options.weights)
+    by_name = available(options.weights)
     print("| photo | by eye |", " | ".join(by_name), "|")
     print("| --- " * (len(by_name) + 2) + "|")
     for file, eye in counted_by_eye(options.photos / "README.md").items():

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from degrade import LEVELS, MISSING_BASICSR, Tone, degrade, niqe, psnr, ssim, toned
 
-from facefix import align, detect, imagefile, networks, runtime
+from facefix import align, detect, detectors, imagefile, networks, runtime
 from facefix.errors import DegenerateLandmarks, PhotoError
 from facefix.types import Pixels
 
@@ -49,7 +49,7 @@ def sharp_faces(folder: Path, size: int, least: float, only: Sequence[str]) -> l
         least: how much larger than the crop a face must be in the photo.
         only: parts of file names to keep to; all files where empty.
     """
-    detector = detect.load("centerface")
+    detector = detectors.load("centerface")
     target = align.template("gpen", size)
     faces = []
     for file in sorted(folder.iterdir()):

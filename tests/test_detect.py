@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from facefix import detect
+from facefix import detect, detectors
 from facefix.errors import UsageError, WeightsInvalid, WeightsMissing
 from facefix.types import Face, Meta, Photo
 
@@ -59,17 +59,17 @@ MORE_FACES_BY_EYE = {
 
 
 @pytest.fixture(scope="module")
-def centerface() -> detect.Detector:
-    return detect.load("centerface")
+def centerface() -> detectors.Detector:
+    return detectors.load("centerface")
 
 
 @pytest.fixture(scope="module", params=["centerface", *SHARED_FILES])
-def detector(request: pytest.FixtureRequest) -> detect.Detector:
+def detector(request: pytest.FixtureRequest) -> detectors.Detector:
     name: str = request.param
     path = Path(__file__).parents[1].parent / "shared" / "weights" / SHARED_FILES.get(name, "")
     if name in SHARED_FILES and not path.is_file():
         pytest.skip("needs the shared test data")
-    return detect.load(name, path if name in SHARED_FILES else None)
+    return detectors.load(name, path if name in SHARED_FILES else None)
 
 
 def photo_of(array: np.ndarray) -> Photo:
@@ -89,7 +89,7 @@ def eyes_off(face: Face, where: np.ndarray) -> float:
 # --- a free picture ----------------------------------------------------------------------------------------------
 
 
-def test_the_one_face_is_found_with_its_points_in_order(detector: detect.Detector, portrait: np.ndarray) -> None:
+def test_the_one_face_is_found_with_its_points_in_order(detector: detectors.Detector, portrait: np.ndarray) -> None:
     (face,) = detect.detect(photo_of(portrait), detector)
     assert eyes_off(face, EYES_OF_PORTRAIT) < 0.25
     left_eye, right_eye, nose, left_mouth, right_mouth = face.points
@@ -103,7 +103,7 @@ def test_the_one_face_is_found_with_its_points_in_order(detector: detect.Detecto
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_a_photo_that_lies_gives_points_in_the_order_of_the_upright_face(
-    detector: detect.Detector, portrait: np.ndarray, turns: int
+    detector: detectors.Detector, portrait: np.ndarray, turns: int
 ) -> None:
     tall = portrait[:400, 100:380]
     (upright,) = detect.detect(photo_of(tall), detector)
@@ -118,7 +118,7 @@ def test_a_photo_that_lies_gives_points_in_the_order_of_the_upright_face(
     assert np.linalg.norm(points - upright.points, axis=1).max() < 0.12 * eye_px
 
 
-def test_rotations_never_and_always(centerface: detect.Detector, portrait: np.ndarray) -> None:
+def test_rotations_never_and_always(centerface: detectors.Detector, portrait: np.ndarray) -> None:
     lying = photo_of(np.rot90(portrait[:400, 100:380], 1))
     (face,) = detect.detect(lying, centerface, rotations="always")
     up = face.points[:2].mean(axis=0) - face.points[3:].mean(axis=0)
@@ -130,7 +130,7 @@ def test_rotations_never_and_always(centerface: detect.Detector, portrait: np.nd
 
 
 @pytest.mark.parametrize("factor", [0.4, 0.75, 1.5])
-def test_points_scale_about_pixel_centres(centerface: detect.Detector, portrait: np.ndarray, factor: float) -> None:
+def test_points_scale_about_pixel_centres(centerface: detectors.Detector, portrait: np.ndarray, factor: float) -> None:
     shown = cv2.resize(
         portrait, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     )
@@ -140,14 +140,14 @@ def test_points_scale_about_pixel_centres(centerface: detect.Detector, portrait:
     assert np.linalg.norm(face.points - scaled, axis=1).max() < 0.1 * factor * 40
 
 
-def test_a_mirrored_photo_gives_mirrored_points(detector: detect.Detector, portrait: np.ndarray) -> None:
+def test_a_mirrored_photo_gives_mirrored_points(detector: detectors.Detector, portrait: np.ndarray) -> None:
     (face,) = detect.detect(photo_of(portrait), detector)
     (mirrored,) = detect.detect(photo_of(portrait[:, ::-1]), detector)
     back = np.stack([511 - mirrored.points[:, 0], mirrored.points[:, 1]], axis=1)[[1, 0, 2, 4, 3]]
     assert np.linalg.norm(back - face.points, axis=1).max() < 0.12 * 40
 
 
-def test_depth_and_grey_do_not_matter(centerface: detect.Detector, portrait: np.ndarray) -> None:
+def test_depth_and_grey_do_not_matter(centerface: detectors.Detector, portrait: np.ndarray) -> None:
     (face,) = detect.detect(photo_of(portrait), centerface)
     (deep,) = detect.detect(photo_of(portrait.astype(np.uint16) * 257), centerface)
     np.testing.assert_allclose(deep.points, face.points, atol=0.5)
@@ -157,7 +157,7 @@ def test_depth_and_grey_do_not_matter(centerface: detect.Detector, portrait: np.
 
 
 def test_faces_are_sorted_from_left_to_right_and_small_ones_left_out(
-    centerface: detect.Detector, portrait: np.ndarray
+    centerface: detectors.Detector, portrait: np.ndarray
 ) -> None:
     face = portrait[20:220, 120:320]
     page = np.full((260, 640, 3), 200, np.uint8)
@@ -171,18 +171,20 @@ def test_faces_are_sorted_from_left_to_right_and_small_ones_left_out(
     assert detect.detect(photo_of(page), centerface, threshold=0.999) == ()
 
 
-def test_the_same_call_gives_the_same_faces(centerface: detect.Detector, portrait: np.ndarray) -> None:
+def test_the_same_call_gives_the_same_faces(centerface: detectors.Detector, portrait: np.ndarray) -> None:
     first, second = (detect.detect(photo_of(portrait), centerface) for _ in range(2))
     assert np.array_equal(first[0].points, second[0].points)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (4, 5000), (5000, 4), (31, 33), (300, 200)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_pictures_without_a_face_give_nothing(centerface: detect.Detector, shape: tuple[int, int], dtype: type) -> None:
+def test_pictures_without_a_face_give_nothing(
+    centerface: detectors.Detector, shape: tuple[int, int], dtype: type
+) -> None:
     assert detect.detect(photo_of(np.full((*shape, 3), 117, dtype)), centerface) == ()
 
 
-def test_noise_is_no_face(detector: detect.Detector) -> None:
+def test_noise_is_no_face(detector: detectors.Detector) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
     assert detect.detect(photo_of(noise), detector) == ()
 
@@ -190,7 +192,9 @@ def test_noise_is_no_face(detector: detect.Detector) -> None:
 # --- the parts -----------------------------------------------------------------------------------------------------
 
 
-def test_a_face_on_the_edge_of_tiles_is_found_once_and_whole(centerface: detect.Detector, portrait: np.ndarray) -> None:
+def test_a_face_on_the_edge_of_tiles_is_found_once_and_whole(
+    centerface: detectors.Detector, portrait: np.ndarray
+) -> None:
     face = cv2.resize(portrait[20:220, 120:320], (80, 80), interpolation=cv2.INTER_AREA)
     page = np.full((400, 2400, 3), 128, np.uint8)
     middle = 1200
@@ -210,7 +214,7 @@ def test_turning_back_is_the_inverse_of_rot90() -> None:
         row, column = (int(i[0]) for i in np.nonzero(turned))
         point = np.full((1, 5, 2), [column, row], float)
         box = np.array([[column - 1.0, row - 2, column + 1, row + 2]])
-        back = detect._turned_back(detect.Found(box, point, np.ones(1)), turns, *turned.shape)
+        back = detect._turned_back(detectors.Found(box, point, np.ones(1)), turns, *turned.shape)
         np.testing.assert_allclose(back.points[0], np.full((5, 2), [x, y]))
         wide, tall = (1, 2) if turns % 2 == 0 else (2, 1)
         np.testing.assert_allclose(back.boxes[0], [x - wide, y - tall, x + wide, y + tall])
@@ -218,9 +222,9 @@ def test_turning_back_is_the_inverse_of_rot90() -> None:
 
 def test_distinct_keeps_the_best_of_what_overlaps() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [22, 2, 27, 7], [40.0, 0, 50, 10]])
-    found = detect.Found(boxes, np.zeros((5, 5, 2)), np.array([0.8, 0.9, 0.7, 0.6, 0.5]))
-    assert detect._distinct(found, found.scores).tolist() == [1, 2, 4]
-    assert detect._distinct(detect.NOTHING, np.zeros(0)).tolist() == []
+    found = detectors.Found(boxes, np.zeros((5, 5, 2)), np.array([0.8, 0.9, 0.7, 0.6, 0.5]))
+    assert detectors.distinct(found, found.scores).tolist() == [1, 2, 4]
+    assert detectors.distinct(detectors.NOTHING, np.zeros(0)).tolist() == []
 
 
 def test_anchors_stand_in_the_middle_of_their_cells() -> None:
@@ -229,10 +233,12 @@ def test_anchors_stand_in_the_middle_of_their_cells() -> None:
         for row in range(64 // step):
             for column in range(96 // step):
                 slow += [((column + 0.5) * step, (row + 0.5) * step, side) for side in sides]
-    np.testing.assert_array_equal(detect._anchors(64, 96), slow)
+    np.testing.assert_array_equal(detectors._anchors(64, 96), slow)
 
 
-def test_pictures_of_other_sizes_in_between_change_nothing(centerface: detect.Detector, portrait: np.ndarray) -> None:
+def test_pictures_of_other_sizes_in_between_change_nothing(
+    centerface: detectors.Detector, portrait: np.ndarray
+) -> None:
     """OpenCV 4 computes wrong numbers with a network that has seen another size before."""
     first = centerface.at(portrait)
     for side in (64, 96, 128, 160, 192, 224):
@@ -246,33 +252,33 @@ def test_pictures_of_other_sizes_in_between_change_nothing(centerface: detect.De
 
 def test_unknown_names_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="centerface"):
-        detect.load("haar")
+        detectors.load("haar")
     for name in ("yunet", "retinaface_resnet50"):
         with pytest.raises(WeightsMissing, match="weights fetch"):
-            detect.load(name, tmp_path / "none")
+            detectors.load(name, tmp_path / "none")
         with pytest.raises(WeightsMissing):
-            detect.load(name)
+            detectors.load(name)
     with pytest.raises(WeightsMissing):
-        detect.load("centerface", tmp_path / "none.onnx")
+        detectors.load("centerface", tmp_path / "none.onnx")
 
 
-@pytest.mark.parametrize("name", detect.NAMES)
+@pytest.mark.parametrize("name", detectors.NAMES)
 def test_files_that_hold_something_else_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     for content in (b"", b"<!DOCTYPE html><html></html>", b"version https://git-lfs.github.com/spec/v1\n", bytes(5000)):
         path.write_bytes(content)
         with pytest.raises(WeightsInvalid) as caught:
-            detect.load(name, path)
+            detectors.load(name, path)
         assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)
 
 
 def test_another_onnx_file_is_refused(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WeightsInvalid, match="CenterFace"):
-        detect.load("centerface", shared / "weights" / SHARED_FILES["yunet"])
+        detectors.load("centerface", shared / "weights" / SHARED_FILES["yunet"])
     with pytest.raises(WeightsInvalid, match="YuNet"):
-        detect.load("yunet", detect._centerface_file())
-    detect.load("yunet", shared / "weights" / SHARED_FILES["yunet"])
+        detectors.load("yunet", detectors._centerface_file())
+    detectors.load("yunet", shared / "weights" / SHARED_FILES["yunet"])
     assert capfd.readouterr() == ("", "")
 
 
@@ -284,13 +290,13 @@ def test_nothing_in_a_hostile_pickle_runs(tmp_path: Path) -> None:
     path = tmp_path / "detection_Resnet50_Final.pth"
     path.write_bytes(pickle.dumps({"body": Hostile()}, protocol=2))
     with pytest.raises(WeightsInvalid):
-        detect.load("retinaface_resnet50", path)
+        detectors.load("retinaface_resnet50", path)
     assert not (tmp_path / "ran").exists()
 
 
 def test_the_weights_of_another_detector_are_refused(shared: Path) -> None:
     with pytest.raises(WeightsInvalid, match="retinaface_resnet50"):
-        detect.load("retinaface_resnet50", shared / "weights" / SHARED_FILES["retinaface_mobile0.25"])
+        detectors.load("retinaface_resnet50", shared / "weights" / SHARED_FILES["retinaface_mobile0.25"])
 
 
 def test_resnet50_loads_its_own_layout(tmp_path: Path, portrait: np.ndarray) -> None:
@@ -302,7 +308,7 @@ def test_resnet50_loads_its_own_layout(tmp_path: Path, portrait: np.ndarray) -> 
         made = RetinaFace("resnet50", device=torch.device("cpu"))
     path = tmp_path / "detection_Resnet50_Final.pth"
     torch.save({f"module.{name}": tensor for name, tensor in made.state_dict().items()}, path)
-    loaded = detect.load("retinaface_resnet50", path)
+    loaded = detectors.load("retinaface_resnet50", path)
     found = loaded.at(portrait[:96, :64], 0.0)
     assert np.all(np.isfinite(found.points))
 
@@ -316,7 +322,7 @@ def test_retinaface_is_decoded_as_facexlib_does(shared: Path, portrait: np.ndarr
     theirs.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     with torch.no_grad():
         row = theirs.eval().detect_faces(np.ascontiguousarray(portrait[:, :, ::-1]), 0.8)[0]
-    found = detect.load("retinaface_mobile0.25", path).at(portrait)
+    found = detectors.load("retinaface_mobile0.25", path).at(portrait)
     np.testing.assert_allclose(found.boxes[0] + 0.5, row[:4], atol=1e-2)
     np.testing.assert_allclose(found.points[0].ravel() + 0.5, row[5:], atol=1e-2)
     assert found.scores[0] == pytest.approx(row[4], abs=1e-5)
@@ -328,11 +334,11 @@ def test_retinaface_is_decoded_as_facexlib_does(shared: Path, portrait: np.ndarr
 LARGE_SCAN = """
     import resource, sys
     import numpy as np
-    from facefix import detect
+    from facefix import detect, detectors
     from facefix.types import Meta, Photo
     from skimage.data import astronaut
 
-    detector = detect.load("centerface")
+    detector = detectors.load("centerface")
     detect.detect(Photo(astronaut()), detector)
     dtype = np.dtype(sys.argv[1])
     raster = np.full((10000, 10000, 3), 90, dtype)
@@ -362,11 +368,11 @@ def test_100_megapixels_in_bounded_memory(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", FACES_BY_EYE)
-def test_as_many_faces_as_by_eye(detector: detect.Detector, shared: Path, name: str) -> None:
+def test_as_many_faces_as_by_eye(detector: detectors.Detector, shared: Path, name: str) -> None:
     assert len(detect.detect(read(shared / "photos" / name), detector)) == FACES_BY_EYE[name]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MORE_FACES_BY_EYE)
-def test_as_many_faces_as_by_eye_in_the_other_photos(detector: detect.Detector, shared: Path, name: str) -> None:
+def test_as_many_faces_as_by_eye_in_the_other_photos(detector: detectors.Detector, shared: Path, name: str) -> None:
     assert len(detect.detect(read(shared / "photos" / name), detector)) == MORE_FACES_BY_EYE[name]
