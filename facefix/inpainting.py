@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import blend, imagefile, inpaint
-from facefix.errors import DeviceError, PhotoRefused
+from facefix import blend, imagefile, inpaint, upscale
+from facefix.errors import DeviceError, PhotoRefused, UsageError
 from facefix.inpaint import compose
 from facefix.inpaint.compose import Bits, Margins
 from facefix.pipeline import OUTSIDE, FaceFix, PhotoLike, as_photo, text_of
 from facefix.recipe import Recipe
-from facefix.types import Box, Photo, Raster, Report, Result
+from facefix.types import Box, Photo, Pixels, Raster, Report, Result
 from facefix.weights import Store
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Inpainter:
         engine: inpaint.Engine,
         fix: FaceFix | None,
         *,
+        enlarge: Callable[[Photo, int], Photo] = upscale.lanczos,
         digests: Mapping[str, str] | None = None,
         notices: tuple[str, ...] = (),
     ) -> None:
@@ -74,6 +75,7 @@ class Inpainter:
         self.kind = kind
         self.engine = engine
         self.fix = fix
+        self.enlarge = enlarge
         self.digests = dict(digests or {})
         self.notices = notices
 
@@ -95,12 +97,17 @@ class Inpainter:
         store = store or Store.default()
         kind, note = inpaint.choose(recipe, store)
         engine, files = inpaint.load(kind, recipe, store, device=device)
+        enlarge: Callable[[Photo, int], Photo] = upscale.lanczos
+        if recipe.hires > 1 and recipe.upscaler != "lanczos":
+            weight, path = store.require(recipe.upscaler)
+            enlarge = upscale.load(path, device=device, precision=recipe.precision)
+            files += ((weight, path),)
         fix = _fix(recipe, device, store) if recipe.faces else None
         notices = [note] if note is not None else []
         notices += [notice for weight, _ in files if (notice := store.notice(weight)) is not None]
         notices += fix.notices if fix is not None else ()
         digests = {weight.name: store.digest(path) for weight, path in files}
-        return cls(recipe, kind, engine, fix, digests=digests, notices=tuple(notices))
+        return cls(recipe, kind, engine, fix, enlarge=enlarge, digests=digests, notices=tuple(notices))
 
     def __call__(
         self,
@@ -182,6 +189,8 @@ class Inpainter:
         """The result for one seed."""
         started = time.perf_counter()
         filled = self._fill(task, seed, progress)
+        if self.recipe.hires > 1:
+            filled = self._redrawn(filled, seed, progress)
         fill_s = time.perf_counter() - started
         result = self._faces(filled, target, progress)
         facts = {
@@ -222,22 +231,55 @@ class Inpainter:
         if reach.all():
             problem = "the mask covers the whole photo, with --dilate-px and --feather-px around it"
             raise PhotoRefused(photo.meta.source, f"{problem}; leave black what it is to be filled from")
-        boxes = [Box(0, 0, photo.width, photo.height)]
-        if recipe.region == "masked":
-            boxes = compose.regions(reach, recipe.context_px)
-        raster = photo.raster.copy()
+        raster, boxes = photo.raster.copy(), self._boxes(reach)
         for number, box in enumerate(boxes):
             scene, part = photo.pixels(box), reach[box.slices]
             guide = compose.guide(scene, part, recipe.contrast)
-            name = "fill" if len(boxes) == 1 else f"fill {number + 1} of {len(boxes)}"
-            told = None if progress is None else _named(progress, name)
+            told = _named(progress, "fill", number, len(boxes))
             drawn = self.engine.fill(guide.scene, part.astype(np.float32), seed=seed + number, progress=told)
-            if not np.isfinite(drawn[part]).all():
-                raise DeviceError(f"{self.engine.name}: it gave no finite numbers; try --precision float32")
-            whole = np.where(part[:, :, None], guide.back(drawn), scene)
-            whole = compose.grained(compose.smoothed(whole, recipe.post), part, recipe.fill_grain, seed + number)
+            whole = self._finished(guide.back(drawn), scene, part, seed + number)
             compose.lay(photo, raster, box, whole, soft[box.slices])
         return dataclasses.replace(photo, raster=raster), boxes
+
+    def _redrawn(self, filled: _Filled, seed: int, progress: Progress | None) -> _Filled:
+        """The filled photo enlarged, and its holes drawn anew at that size."""
+        from facefix.inpaint import diffusion
+
+        recipe, engine, scale = self.recipe, self.engine, self.recipe.hires
+        if not isinstance(engine, diffusion.Diffusion):
+            raise UsageError(f"--hires: {engine.name} cannot draw anew what is there; take --engine sd or sdxl")
+        soft = compose.soft_mask(filled.hole, recipe.feather_px)
+        photo = self.enlarge(filled.photo, scale)
+        raster, boxes = photo.raster.copy(), self._boxes(soft > 0)
+        for number, box in enumerate(boxes):
+            drawn = diffusion.hires(
+                filled.photo.pixels(box),
+                engine,
+                scale=scale,
+                denoise=recipe.denoise,
+                hole=(soft[box.slices] > 0).astype(np.float32),
+                upscaler=self.enlarge,
+                seed=seed + number,
+                progress=_named(progress, "hires", number, len(boxes)),
+            )
+            large, edge = compose.scaled(box, scale), compose.enlarged(soft[box.slices], scale)
+            whole = self._finished(drawn, photo.pixels(large), edge > 0, seed + number)
+            compose.lay(photo, raster, large, whole, edge)
+        hole = compose.enlarged(filled.hole.astype(np.float32), scale) >= 0.5
+        return _Filled(dataclasses.replace(photo, raster=raster), hole, filled.boxes)
+
+    def _boxes(self, reach: Bits) -> list[Box]:
+        """What the engine is to see, one after the other."""
+        if self.recipe.region == "masked":
+            return compose.regions(reach, self.recipe.context_px)
+        return [Box(0, 0, reach.shape[1], reach.shape[0])]
+
+    def _finished(self, drawn: Pixels, scene: Pixels, reach: Bits, seed: int) -> Pixels:
+        """What was drawn, in the scene, after smoothing and with the grain around it."""
+        if not np.isfinite(drawn[reach]).all():
+            raise DeviceError(f"{self.engine.name}: it gave no finite numbers; try --precision float32")
+        whole = compose.smoothed(np.where(reach[:, :, None], drawn, scene), self.recipe.post)
+        return compose.grained(whole, reach, self.recipe.fill_grain, seed)
 
     def _faces(self, filled: _Filled, target: Path | None, progress: Progress | None) -> Result:
         """The result with the faces restored that the hole touches, inside its soft edge and `face_spill_px` more."""
@@ -247,9 +289,12 @@ class Inpainter:
             return Result(photo, dataclasses.replace(report, warnings=photo.meta.warnings), canvas=photo)
         recipe = self.recipe
         allowed = compose.soft_mask(compose.grown(filled.hole, recipe.face_spill_px), recipe.feather_px)
-        told = None if progress is None else _named(progress, "faces")
         result = self.fix(
-            filled.photo, mask=allowed, touching=filled.hole.astype(np.float32), target=target, progress=told
+            filled.photo,
+            mask=allowed,
+            touching=filled.hole.astype(np.float32),
+            target=target,
+            progress=_named(progress, "faces"),
         )
         notes = tuple(
             dataclasses.replace(note, reason="the hole does not touch it") if note.reason == OUTSIDE else note
@@ -263,8 +308,12 @@ def _fix(recipe: Recipe, device: str, store: Store) -> FaceFix:
     return FaceFix.load(dataclasses.replace(recipe, scale=1, sharp_faces="restore"), device=device, store=store)
 
 
-def _named(progress: Progress, name: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(name, done, total)
+def _named(progress: Progress | None, name: str, number: int = 0, count: int = 1) -> inpaint.Progress | None:
+    """The progress of one of several parts, under its name."""
+    if progress is None:
+        return None
+    said = name if count == 1 else f"{name} {number + 1} of {count}"
+    return lambda done, total: progress(said, done, total)
 
 
 def _drawn(given: MaskLike, photo: Photo) -> Bits:

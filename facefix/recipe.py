@@ -4,8 +4,8 @@ The command line, the web page and saved recipes are all made from the fields of
 help stand here once. Two runs with equal recipes, weights and sources give equal pixels.
 
 Each setting belongs to `restore`, to `inpaint`, or to both; `colorize` uses a few of both and one of its own. A recipe
-holds all of them, but options, reports and digests of one command speak only of what that command uses: a recipe for inpainting does not change what `restore`
-makes, nor the digest by which finished photos are found again.
+holds all of them, but options, reports and digests of one command speak only of what that command uses: a recipe for
+inpainting does not change what `restore` makes, nor the digest by which finished photos are found again.
 """
 
 from __future__ import annotations
@@ -128,14 +128,14 @@ class Recipe:
     seed: int = _setting(0, "Seed of everything random: grain, and what an engine draws.", minimum=0)
     engine: str = _setting(
         "auto",
-        "What fills the hole. auto: LaMa where its weights are, else cv2, which needs none; mat, sd and sdxl only when "
-        "asked for.",
-        choices=("auto", "cv2", "lama", "mat", "sd", "sdxl"),
+        "What fills the hole. auto: LaMa where its weights are, else cv2, which needs none; the others only when asked "
+        "for. face draws what is missing of a face, and nothing else.",
+        choices=("auto", "cv2", "lama", "face", "mat", "sd", "sdxl"),
         only="inpaint",
     )
     model: str = _setting(
         "",
-        "The engine's weights: for sd and sdxl a folder, a file, or a name on the hub; for lama and mat a file or a "
+        "The engine's weights: for sd and sdxl a folder, a file, or a name on the hub; for the others a file or a "
         "name from `facefix weights list`.",
         only="inpaint",
     )
@@ -166,7 +166,11 @@ class Recipe:
         only="inpaint",
     )
     denoise: float = _setting(
-        0.35, "How far --hires may go from what was there.", minimum=0.0, maximum=0.7, only="inpaint"
+        0.35,
+        "How far --hires may go from what was there; above 0.5 shapes may change.",
+        minimum=0.01,
+        maximum=0.7,
+        only="inpaint",
     )
     tiled: bool = _setting(False, "Work in tiles, for large holes in little memory (sd, sdxl).", only="inpaint")
     steps: int = _setting(30, "Steps of the sampler (sd, sdxl).", minimum=1, maximum=1000, only="inpaint")

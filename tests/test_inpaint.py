@@ -265,7 +265,7 @@ def test_auto_is_lama_where_its_weights_are_and_else_says_what_is_missing(empty_
     assert (kind.name, note) == ("lama", None)
     assert inpaint.choose(Recipe(engine="cv2"), empty_store) == (inpaint.KINDS["cv2"], None)
     assert inpaint.choose(Recipe(model="places_512_fulldata_g"), empty_store)[0].name == "mat"
-    with pytest.raises(UsageError, match="expected --engine lama, mat, sd or sdxl beside it, got auto"):
+    with pytest.raises(UsageError, match="expected --engine lama, face, mat, sd or sdxl beside it, got auto"):
         inpaint.choose(Recipe(model="./sd15"), empty_store)
 
 
@@ -279,6 +279,7 @@ def test_auto_is_lama_where_its_weights_are_and_else_says_what_is_missing(empty_
         (Recipe(engine="lama", hires=2), "--hires: --engine lama, which"),
         (Recipe(engine="lama", candidates=3), "--candidates: --engine lama, whose fill is the same every time"),
         (Recipe(engine="mat", steps=5), "--steps"),
+        (Recipe(engine="mat", refine=True), "--refine: --engine mat"),
         (Recipe(engine="sd", refine=True), "--refine: --engine sd"),
     ],
 )

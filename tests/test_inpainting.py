@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_inpaint import distance_slowly
 
-from facefix import Inpainter, Recipe, Result, imagefile
+from facefix import Inpainter, Recipe, Result, imagefile, upscale
 from facefix.errors import DeviceError, PhotoRefused, PhotoUnreadable, UsageError
 from facefix.inpaint import KINDS, Kind, Progress
 from facefix.types import Mask, Meta, Photo, Pixels
@@ -452,3 +452,54 @@ def test_a_photo_of_any_depth_goes_through_the_real_engine(telea: Inpainter) -> 
     result = Inpainter(Recipe(faces=False), telea.kind, telea.engine, None)(photo, mask)
     assert np.abs(result.photo.raster.astype(int) - ramp)[20:24].max() < 0.03 * 65535
     assert len(np.unique(result.photo.raster[20:24, :, 0])) > 256
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole Stable Diffusion for inpainting in a folder, with made weights; what it draws is noise."""
+    tiny = pytest.importorskip("tiny_diffusion")
+    folder: Path = tiny.save(tmp_path_factory.mktemp("sd"), 9)
+    return folder
+
+
+def test_stable_diffusion_fills_by_seed_and_keeps_all_else(tiny_model: Path, tmp_path: Path) -> None:
+    scene, mask = noise(16, height=72, width=90), np.zeros((72, 90), bool)
+    mask[30:31, 20:60] = True
+    recipe = Recipe(engine="sd", model=str(tiny_model), prompt="a wall", steps=2, faces=False, candidates=2, seed=3)
+    work = Inpainter.load(recipe, device="cpu")
+    heard: list[tuple[str, int, int]] = []
+    first, second = work.candidates(scene, mask, progress=lambda *step: heard.append(step))
+    assert heard[-1] == ("fill", 2, 2)
+    known = distance_slowly(mask) >= 4
+    for result in (first, second):
+        np.testing.assert_array_equal(result.photo.raster[known], scene[known])
+        assert changed(result, scene)[mask].all()
+    assert (first.photo.raster != second.photo.raster).any()
+    np.testing.assert_array_equal(work(scene, mask).photo.raster, first.photo.raster)
+    assert [result.report.fill["seed"] for result in (first, second)] == [3, 4]
+    assert first.report.fill["engine"].startswith("sd ")
+
+
+def test_hires_enlarges_everything_and_draws_the_hole_anew(tiny_model: Path) -> None:
+    y, x = np.mgrid[:80, :96]
+    scene = np.dstack([x * 2 + 20, y * 2 + 30, x + y]).astype(np.uint8)
+    mask = np.zeros((80, 96), bool)
+    mask[30:50, 30:60] = True
+    settings = {"engine": "sd", "model": str(tiny_model), "steps": 2, "faces": False, "fill_grain": 0.0}
+    plain = Inpainter.load(Recipe(**settings), device="cpu")(scene, mask)
+    result = Inpainter.load(Recipe(hires=2, denoise=0.5, **settings), device="cpu")(scene, mask)
+    assert result.photo.raster.shape == (160, 192, 3)
+    enlarged = upscale.lanczos(plain.photo, 2).raster
+    distance = np.repeat(np.repeat(distance_slowly(mask), 2, 0), 2, 1)
+    far = distance >= 4 + 1
+    np.testing.assert_array_equal(result.photo.raster[far], enlarged[far])
+    assert (result.photo.raster != enlarged).any(axis=2)[distance == 0].mean() > 0.9
+    assert result.report.fill["hole_px"] == 4 * mask.sum()
+    assert (result.report.width, result.report.height) == (192, 160)
+
+
+def test_a_model_must_be_named_for_what_draws_by_words() -> None:
+    with pytest.raises(UsageError, match="--model: expected a folder, a file or a name on the hub for --engine sdxl"):
+        Inpainter.load(Recipe(engine="sdxl", prompt="a wall", faces=False))
+    with pytest.raises(UsageError, match="--hires: reckless cannot draw anew what is there"):
+        painter(Reckless(), hires=2)(noise(), strokes())

@@ -79,6 +79,7 @@ KINDS = {
     for kind in (
         Kind("cv2", network=False),
         Kind("lama", "big-lama", frozenset({"model", "refine"})),
+        Kind("face", "gpen-inpainting-1024", frozenset({"model"})),
         Kind("mat", "mat-places-512", frozenset({"model", "candidates"}), seeded=True),
         Kind("sd", None, _DRAWING | {"candidates"}, seeded=True),
         Kind("sdxl", None, _DRAWING | {"candidates"}, seeded=True),
@@ -119,7 +120,9 @@ def _found(model: str, store: Store) -> str:
     records = {weight.name for weight in store.named(model)}
     fitting = [kind.name for kind in KINDS.values() if kind.weights in records]
     if not fitting:
-        raise UsageError(f"--model {model}: expected --engine lama, mat, sd or sdxl beside it, got auto; say which")
+        raise UsageError(
+            f"--model {model}: expected --engine lama, face, mat, sd or sdxl beside it, got auto; say which"
+        )
     return fitting[0]
 
 
@@ -136,10 +139,42 @@ def load(kind: Kind, recipe: Recipe, store: Store, *, device: str) -> tuple[Engi
 
         return Telea(), ()
     if kind.weights is None:
-        raise UsageError(f"--engine {kind.name}: this build has no such engine; take --engine cv2")
+        return _drawing(kind, recipe, device), ()
     weight, path = store.require(recipe.model or kind.weights)
-    if weight.kind not in ("inpainter", "unknown"):
+    if weight.kind not in ("face-inpainter" if kind.name == "face" else "inpainter", "unknown"):
         raise WeightsInvalid(path, f"expected a network that fills holes, got a {weight.kind}; name another --model")
+    if kind.name == "face":
+        from facefix import detectors
+        from facefix.inpaint import gpen_face
+
+        detector, found_by = detectors.installed(recipe.detector, store, device=device)
+        filler = gpen_face.load(path, detector=detector, device=device, precision=recipe.precision)
+        return filler, ((weight, path), (found_by, store.require(found_by.name)[1]))
+    if kind.name == "mat":
+        from facefix.inpaint import mat
+
+        return mat.load(path, device=device), ((weight, path),)
     from facefix.inpaint import lama
 
     return lama.load(path, device=device, refine=recipe.refine), ((weight, path),)
+
+
+def _drawing(kind: Kind, recipe: Recipe, device: str) -> Engine:
+    """The engine that draws what words say."""
+    if not recipe.model:
+        raise UsageError(f"--model: expected a folder, a file or a name on the hub for --engine {kind.name}, got none")
+    from facefix.inpaint import diffusion
+
+    return diffusion.load(
+        recipe.model,
+        kind=kind.name,
+        device=device,
+        precision=recipe.precision,
+        prompt=recipe.prompt,
+        negative=recipe.negative,
+        steps=recipe.steps,
+        guidance=recipe.guidance,
+        scheduler=recipe.scheduler,
+        offload=recipe.offload,
+        tiled=recipe.tiled,
+    )

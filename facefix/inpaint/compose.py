@@ -315,6 +315,17 @@ def lay(photo: Photo, raster: Raster, box: Box, filled: Pixels, soft: Mask) -> N
     raster[row + box.y0, column + box.x0] = new
 
 
+def scaled(box: Box, scale: int) -> Box:
+    """The box in a picture that is so many times as large."""
+    return Box(*(side * scale for side in box))
+
+
+def enlarged(mask: Mask, scale: int) -> Mask:
+    """The mask so many times as large, smooth between its pixels' centres, 0 where they and their neighbours are 0."""
+    size = (mask.shape[1] * scale, mask.shape[0] * scale)
+    return np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR), np.float32)
+
+
 class Margins(NamedTuple):
     """Pixels by which a frame grows on each side."""
 
