@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,55 @@ def save(folder: Path, channels: int, *, xl: bool = False) -> Path:
         parts |= {"requires_safety_checker": False}
     kind(**parts).save_pretrained(folder)
     return folder
+
+
+# --- one file, as Stable Diffusion was published ---------------------------------------------------------------------
+
+RESNET = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
+}  # fmt: skip
+UNET = {
+    "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2", "conv_norm_out": "out.0", "conv_out": "out.2",
+    "down_blocks.0.resnets.0": "input_blocks.1.0", "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.3.0", "down_blocks.1.attentions.0": "input_blocks.3.1",
+    "up_blocks.0.resnets.0": "output_blocks.0.0", "up_blocks.0.attentions.0": "output_blocks.0.1",
+    "up_blocks.0.resnets.1": "output_blocks.1.0", "up_blocks.0.attentions.1": "output_blocks.1.1",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.2.conv", "up_blocks.1.resnets.0": "output_blocks.2.0",
+    "up_blocks.1.resnets.1": "output_blocks.3.0",
+}  # fmt: skip
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def published(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the tiny pipeline in `folder` under the names of the checkpoints that Stable Diffusion came in."""
+    state = {}
+    model = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
+    for name, tensor in model.items():
+        block = next(known for known in UNET if name.startswith(known + "."))
+        rest = name.removeprefix(block + ".")
+        layer = next((known for known in RESNET if "resnets" in block and rest.startswith(known + ".")), "")
+        rest = RESNET[layer] + rest.removeprefix(layer) if layer else rest
+        state[f"model.diffusion_model.{UNET[block]}.{rest}"] = tensor
+    for name, tensor in diffusers.AutoencoderKL.from_pretrained(folder / "vae").state_dict().items():
+        flat = ".to_" in name and tensor.ndim == 2
+        state[f"first_stage_model.{_vae_name(name)}"] = tensor[..., None, None] if flat else tensor
+    for name, tensor in transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict().items():
+        state[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def _vae_name(name: str) -> str:
+    found = re.match(r"(encoder|decoder)\.(down|up)_blocks\.(\d)\.(.*)", name)
+    if found:
+        coder, way, level, rest = found.groups()
+        level = str(3 - int(level)) if way == "up" else level
+        rest = rest.replace("resnets.", "block.").replace("conv_shortcut", "nin_shortcut")
+        sampled = re.sub(r"(down|up)samplers.0", r"\1sample", rest)
+        return f"{coder}.{way}.{level}.{sampled}"
+    name = name.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
+    for ours, theirs in ATTENTION.items():
+        name = name.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{theirs}.")
+    return name.replace("conv_norm_out", "norm_out")
