@@ -89,7 +89,7 @@ def connected(path: Path, write: bool) -> sqlite3.Connection:
             elif version != VERSION:
                 told = f"expected a journal of version {VERSION}, got version {version}"
                 raise JournalError(path, f"{told}; use the facefix that wrote it, or another output folder")
-            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA synchronous = NORMAL")
             if not write:
                 connection.execute("PRAGMA query_only = ON")
         except BaseException:

@@ -190,6 +190,8 @@ class Drive:
             else:
                 self._meet()
                 self._claim()
+                if len(self._rows) == len(self._blocked):
+                    self._fail_blocked()
         if self._fatal is None:
             self._hand_out()
         news, self._news = self._news, []
@@ -312,7 +314,8 @@ class Drive:
         if row.work == work and untouched and row.target is not None:
             self.journal.still_done(row)
             del self._rows[row.number]
-            os.utime(out / row.target, ns=(looked.mark.mtime_ns, looked.mark.mtime_ns), follow_symlinks=False)
+            with contextlib.suppress(OSError):
+                os.utime(out / row.target, ns=(looked.mark.mtime_ns, looked.mark.mtime_ns), follow_symlinks=False)
             self._news.append(("before", row.source, ""))
             return
         if self.wishes.duplicates != "redo" and work in self._leaders:
@@ -342,7 +345,9 @@ class Drive:
 
     def _twin(self, work: str) -> Twin | None:
         """The result of an identical photo that was done already, where there is one and it is wanted."""
-        done = None if self.wishes.duplicates == "redo" or self.wishes.force else self.journal.same_work(work)
+        if self.wishes.duplicates == "redo":
+            return None
+        done = self.journal.same_work(work, run=self.number if self.wishes.force else 0)
         if done is None or done.target is None or done.id is None or done.target_sha256 is None:
             return None
         report = self.journal.report(done.id)
@@ -361,7 +366,7 @@ class Drive:
             del self._rows[row.number]
             report = {**outcome.report, "weights": dict(self.loaded.weights)}
             self._news.append(("done" if job.twin is None else "copied", row.source, report))
-            self._give_up_on_blocked()
+            self._fail_blocked()
         elif outcome.everybodys:
             self._blocked.append((row, outcome))
             if len(self._blocked) == _IN_A_ROW or not (self.run.out / FOLDER).is_dir():
@@ -378,15 +383,17 @@ class Drive:
         for looked in self._waiting.pop(job.work, []):
             self._settle(looked)
 
-    def _give_up_on_blocked(self) -> None:
-        """Photos that met the output folder's trouble have failed for themselves, since others went through."""
-        for row, outcome in self._blocked:
-            self._fail(row, outcome.reason, forget_target=not self._rows[row.number].target)
-        self._blocked = []
+    def _fail_blocked(self) -> None:
+        """Photos that met trouble in the output folder fail by themselves: others go through, or none is left."""
+        blocked, self._blocked = self._blocked, []
+        for row, outcome in blocked:
+            self._fail(row, outcome.reason)
 
     def _lost(self, job: Job, reason: str) -> None:
         self._out.pop(job.number, None)
-        row = self._rows[job.number]
+        row = self._rows.get(job.number)
+        if row is None:
+            return
         if job.number in self._died:
             self._fail(row, f"{shown(job.source)}: the worker {reason}, twice; leave the photo out")
             return
@@ -409,7 +416,8 @@ class Drive:
         """Gives back what was not begun."""
         self._walking = False
         self.engine.recall()
-        waiting = [looked.row.number for group in self._waiting.values() for looked in group]
-        for number in (*waiting, *(job.number for job in (*self._ready, *self._suspects))):
+        idle = [looked.row.number for group in self._waiting.values() for looked in group]
+        idle += [job.number for job in (*self._ready, *self._suspects)] + [row.number for row, _ in self._blocked]
+        for number in idle:
             self._give_back(number)
-        self._waiting, self._ready, self._suspects = {}, [], []
+        self._waiting, self._ready, self._suspects, self._blocked = {}, [], [], []

@@ -20,9 +20,9 @@ Rules
 A photo is looked at again only where its size, modification time or inode differs from what is recorded; then its bytes
 are hashed, and where they are the recorded ones, nothing is redone.
 
-SQLite writes ahead (WAL) and waits for the disk at each commit (synchronous=FULL): what was said to be done is done
-after a power cut, too. Reports lie in a table of their own, so that claims do not wade through them, and recipes in a
-third.
+SQLite writes ahead (WAL). What is done `together` waits for the disk at its end (synchronous=FULL), and is there after
+a power cut, too; a change by itself does not wait, and the next `together` takes it along. Reports lie in a table of
+their own, so that claims do not wade through them, and recipes in a third.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Journal:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Everything inside is one transaction: one wait for the disk, all of it or nothing."""
+        """Everything inside is one transaction: all of it or nothing, and on the disk when this is left."""
+        self._do("PRAGMA synchronous = FULL")
         self._do("BEGIN IMMEDIATE")
         try:
             yield
@@ -106,6 +107,7 @@ class Journal:
                 self._do("ROLLBACK")
             raise
         self._do("COMMIT")
+        self._do("PRAGMA synchronous = NORMAL")
 
     # ---- a run ----------------------------------------------------------------------------------------------------
 
@@ -267,12 +269,12 @@ class Journal:
 
     # ---- looking into it ------------------------------------------------------------------------------------------
 
-    def same_work(self, work: str) -> Row | None:
-        """A photo for which this work is done and whose result nobody has changed since, or None."""
+    def same_work(self, work: str, *, run: int = 0) -> Row | None:
+        """A photo for which this work is done, by no earlier run than that, and not amended since; or None."""
         found = self._do(
             f"SELECT {COLUMNS} FROM photos JOIN reports USING (number) "
-            "WHERE work = ? AND state = 'done' AND NOT amended ORDER BY number LIMIT 1",
-            work,
+            "WHERE work = ? AND state = 'done' AND run >= ? AND NOT amended ORDER BY number LIMIT 1",
+            *(work, run),
         )
         return row_of(found[0]) if found else None
 
@@ -356,7 +358,8 @@ class Journal:
                 path, f"{error.strerror or error}; name a file in a folder that can be written"
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _report(self, number: int) -> dict[str, Any] | None:
         found = self._do(
