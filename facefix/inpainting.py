@@ -272,14 +272,16 @@ class Inpainter:
         """What the engine is to see, one after the other."""
         if self.recipe.region == "masked":
             return compose.regions(reach, self.recipe.context_px)
+        if self.kind.sees_px is not None:
+            return [compose.near(reach, self.kind.sees_px)]
         return [Box(0, 0, reach.shape[1], reach.shape[0])]
 
     def _finished(self, drawn: Pixels, scene: Pixels, reach: Bits, seed: int) -> Pixels:
         """What was drawn, in the scene, after smoothing and with the grain around it."""
-        if not np.isfinite(drawn[reach]).all():
+        whole = np.where(reach[:, :, None], drawn, scene)
+        if not np.isfinite(whole).all():
             raise DeviceError(f"{self.engine.name}: it gave no finite numbers; try --precision float32")
-        whole = compose.smoothed(np.where(reach[:, :, None], drawn, scene), self.recipe.post)
-        return compose.grained(whole, reach, self.recipe.fill_grain, seed)
+        return compose.grained(compose.smoothed(whole, self.recipe.post), reach, self.recipe.fill_grain, seed)
 
     def _faces(self, filled: _Filled, target: Path | None, progress: Progress | None) -> Result:
         """The result with the faces restored that the hole touches, inside its soft edge and `face_spill_px` more."""

@@ -450,7 +450,7 @@ def test_a_photo_of_any_depth_goes_through_the_real_engine(telea: Inpainter) -> 
     mask[20:24] = True
     photo = Photo(ramp, Meta(bits=16))
     result = Inpainter(Recipe(faces=False), telea.kind, telea.engine, None)(photo, mask)
-    assert np.abs(result.photo.raster.astype(int) - ramp)[20:24].max() < 0.03 * 65535
+    assert np.abs(result.photo.raster.astype(int) - ramp)[20:24].max() < 0.05 * 65535
     assert len(np.unique(result.photo.raster[20:24, :, 0])) > 256
 
 

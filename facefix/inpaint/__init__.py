@@ -62,6 +62,7 @@ class Kind:
         uses: the settings that only some engines use, and this one does.
         seeded: whether another seed gives another fill.
         network: whether a trained network invents the pixels, which the file's metadata then say.
+        sees_px: how far from the hole anything has a say in its fill; None for all of the photo.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Kind:
     uses: frozenset[str] = frozenset()
     seeded: bool = False
     network: bool = True
+    sees_px: int | None = None
 
 
 _DRAWING = frozenset(
@@ -77,7 +79,7 @@ _DRAWING = frozenset(
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("cv2", network=False),
+        Kind("cv2", network=False, sees_px=64),
         Kind("lama", "big-lama", frozenset({"model", "refine"})),
         Kind("face", "gpen-inpainting-1024", frozenset({"model"})),
         Kind("mat", "mat-places-512", frozenset({"model", "candidates"}), seeded=True),

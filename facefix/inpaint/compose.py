@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from facefix import tiles
 from facefix.errors import UsageError
 from facefix.types import Box, Mask, Photo, Pixels, Raster
 
@@ -34,7 +35,7 @@ _RING_PX = 16
 _LEVELS = 256
 _LINEAR_SHARE = 0.05
 _SPREAD_FLOOR = 0.005
-_GRAIN_RING_PX, _GRAIN_LEAST_PX, _GRAIN_LEAST = 48, 64, 0.5 / 255
+_GRAIN_TILE_PX, _GRAIN_RING_PX, _GRAIN_LEAST_PX, _GRAIN_LEAST = 512, 48, 64, 0.5 / 255
 
 
 def whiteness(picture: Photo) -> NDArray[np.float32]:
@@ -121,6 +122,11 @@ def regions(reach: Bits, context_px: int) -> list[Box]:
         else:
             done = np.concatenate([done, [box]])
     return sorted((Box(*row) for row in done.tolist()), key=lambda box: (box.y0, box.x0))
+
+
+def near(reach: Bits, by: int) -> Box:
+    """The box that the reach is in, so many pixels wider on every side, inside the photo."""
+    return _clipped(_widened(around(reach), by), reach.shape)
 
 
 def _shaped(box: Box, shape: tuple[int, ...]) -> Box:
@@ -252,7 +258,7 @@ def grained(filled: Pixels, reach: Bits, amount: float, seed: int) -> Pixels:
     """The pixels with the grain in the reach that the known pixels within 48 px of it have, and it lacks.
 
     Grain is what a Gaussian of 1.5 px takes away in the flattest quarter of the pixels: how strong it is, how the
-    three channels hang together in it, and how much neighbours are alike.
+    three channels hang together in it, and how much neighbours are alike. It is looked at piece by piece of 512 px.
 
     Args:
         filled: (h, w, 3) float32, 0..1, known pixels where they are known.
@@ -260,34 +266,49 @@ def grained(filled: Pixels, reach: Bits, amount: float, seed: int) -> Pixels:
         amount: part of the missing grain to add, 0..1.
         seed: equal seeds give equal grain.
     """
-    near = grown(reach, _GRAIN_RING_PX) & ~reach
-    if amount == 0 or near.sum() < _GRAIN_LEAST_PX:
+    if amount == 0:
         return filled
+    result = filled
+    for number, tile in enumerate(tiles.grid(reach.shape[0], reach.shape[1], _GRAIN_TILE_PX, 0)):
+        if not reach[tile.slices].any():
+            continue
+        area = _clipped(_widened(tile, _GRAIN_RING_PX), reach.shape)
+        grain = _missing_grain(filled[area.slices], reach[area.slices], np.random.default_rng((seed, number)))
+        if grain is None:
+            continue
+        result = filled.copy() if result is filled else result
+        inner = Box(tile.x0 - area.x0, tile.y0 - area.y0, tile.x1 - area.x0, tile.y1 - area.y0).slices
+        here = reach[tile.slices]
+        result[tile.slices][here] = np.clip(filled[tile.slices][here] + np.float32(amount) * grain[inner][here], 0, 1)
+    return result
+
+
+def _missing_grain(filled: Pixels, reach: Bits, rng: np.random.Generator) -> NDArray[np.float32] | None:
+    """Grain (h, w, 3) as strong as what the reach lacks of its surroundings', or None where it lacks none."""
     coarse = _blurred(filled, 1.5)
     detail = filled - coarse
     luma = coarse.mean(axis=2)
     slope = np.hypot(np.asarray(cv2.Sobel(luma, -1, 1, 0)), np.asarray(cv2.Sobel(luma, -1, 0, 1)))
-    inner = ~grown(reach, 4)  # the blur looks into the reach
-    usable = near & inner & (luma > 0.02) & (luma < 0.98)
+    # the blur looks 4 px into the reach
+    usable = grown(reach, _GRAIN_RING_PX) & ~grown(reach, 4) & (luma > 0.02) & (luma < 0.98)
     if usable.sum() < _GRAIN_LEAST_PX:
-        return filled
+        return None
     flat = usable & (slope <= np.percentile(slope[usable], 25))
     wanted = np.cov(detail[flat].T)
-    pairs = flat[:, 1:] & flat[:, :-1]
-    shared = (detail[:, 1:] * detail[:, :-1])[pairs].sum(axis=1).mean() if pairs.any() else 0.0
+    power = float(np.trace(wanted))
     present = detail[reach & (slope <= np.percentile(slope[reach], 25))].var(axis=0).sum()
-    missing = max(0.0, 1 - present / max(np.trace(wanted), 1e-12))
-    if missing * np.trace(wanted) < _GRAIN_LEAST**2:
-        return filled
-    noise = np.random.default_rng(seed).standard_normal(filled.shape).astype(np.float32)
-    alike = min(0.8, shared / np.trace(wanted))
-    if alike > 0.05:
-        noise = _blurred(noise, math.sqrt(-1 / (4 * math.log(alike))))
+    missing = power - float(present)
+    if missing < _GRAIN_LEAST**2:
+        return None
+    pairs = flat[:, 1:] & flat[:, :-1]
+    shared = float((detail[:, 1:] * detail[:, :-1])[pairs].sum(axis=1).mean()) if pairs.any() else 0.0
+    noise = rng.standard_normal(filled.shape, np.float32)
+    if shared > 0.05 * power:
+        noise = _blurred(noise, math.sqrt(-1 / (4 * math.log(min(0.8, shared / power)))))
     noise /= (noise - _blurred(noise, 1.5)).std()
-    values, vectors = np.linalg.eigh(wanted)
+    values, vectors = np.linalg.eigh(wanted * missing / power)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    grain = noise @ (root * amount * math.sqrt(missing)).astype(np.float32)
-    return np.where(reach[:, :, None], np.clip(filled + grain, 0, 1), filled)
+    return np.asarray(noise @ root.astype(np.float32), np.float32)
 
 
 def _blurred(pixels: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
