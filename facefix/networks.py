@@ -17,10 +17,11 @@ from facefix import ffc, runtime
 from facefix.errors import DeviceError, WeightsInvalid
 from facefix.ffc_fast import Folded
 from facefix.gpen import GPEN, Shape, blur_kernel
+from facefix.onnxfile import Graph, is_onnx
 from facefix.statefile import State, read_network
 from facefix.statefile import read_state as read_state
 
-EXPECTED = "expected a GPEN, GFPGAN or RestoreFormer checkpoint (.pth, .pt or .safetensors)"
+EXPECTED = "expected a GPEN, GFPGAN or RestoreFormer checkpoint (.pth, .pt, .safetensors or .onnx)"
 EXPECTED_LAMA = "expected a LaMa checkpoint (.pt, .ckpt, .pth or .safetensors)"
 FIRST_OF_LAMA = "model.1.ffc.convl2l.weight"
 
@@ -76,7 +77,8 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", precision: str
     """The face restorer that the file holds.
 
     Args:
-        path: a GPEN, GFPGAN (1.3, 1.4) or RestoreFormer checkpoint: .pth, .pt or .safetensors.
+        path: a GPEN, GFPGAN (1.3, 1.4) or RestoreFormer checkpoint: .pth, .pt or .safetensors; or the ONNX graph of
+            a restorer, which computes as it was exported.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, float32, bfloat16 or float16, see `runtime`; or a torch dtype.
 
@@ -88,11 +90,16 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", precision: str
     path = Path(path)
     where = runtime.choose_device(device)
     dtype = runtime.choose_precision(precision, where)
+    asked = precision not in ("auto", "float32", torch.float32)
+    if is_onnx(path):
+        if asked:
+            raise DeviceError(f"{path.name}: an ONNX file computes as it was exported; choose precision auto")
+        graph = Graph(path, device)
+        return Network(graph, graph.architecture, graph.in_size, graph.out_size, torch.device("cpu"), torch.float32)
     state = read_state(path, expected=EXPECTED)
     if looks_like_gpen(state):
         model = _gpen(path, state).to(where, dtype)
         return Network(model, "GPEN", model.in_size, model.size, where, dtype)
-    asked = precision not in ("auto", "float32", torch.float32)
     return _through_spandrel(path, state, where, dtype, asked)
 
 
