@@ -229,6 +229,16 @@ def test_telea_continues_a_ramp_and_does_not_drift() -> None:
     assert np.abs(Telea().fill(flat, hole) * 255 - 100).max() < 0.02
 
 
+def test_telea_leaves_no_step_where_two_fronts_meet() -> None:
+    scene = np.full((40, 60, 3), 0.2, np.float32)
+    scene[:, 30:] = 0.8
+    hole = np.zeros((40, 60), np.float32)
+    hole[:, 22:38] = 1
+    filled = Telea().fill(scene, hole)
+    assert np.abs(np.diff(filled, axis=1)).max() < 0.15
+    np.testing.assert_array_equal(filled[:, :22], scene[:, :22])
+
+
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1), (3, 3), (40, 7)])
 def test_telea_fills_whatever_stands_at_the_edge(shape: tuple[int, int]) -> None:
     scene = np.full((*shape, 3), 0.25, np.float32)

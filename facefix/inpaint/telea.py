@@ -4,6 +4,10 @@ It continues the colours at the hole's edge inwards: right for scratches, dust a
 wide. Each channel is marched by itself in floating point at the scale of 16 bit, for two reasons. Photos of 16 bit keep
 their depth; and OpenCV adds to every pixel it fills half a level and up to 1.4 more, whatever the scale: in 8 bit a
 flat hole of 60 px in a grey of 100 comes out as 106 in its middle, here as 100.
+
+Where the fronts from two sides meet, marching leaves a step. A few sweeps that bring each filled pixel to its
+neighbours' mean take it away: on five photos with strokes of 5 to 15 px across them, ten sweeps took 3 to 5 % off the
+mean error and 7 to 8 % off its root mean square; thirty took off no more at 5 and 9 px.
 """
 
 from __future__ import annotations
@@ -12,11 +16,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from facefix.inpaint import Progress
 from facefix.types import Mask, Pixels
 
 _LEVELS = np.float32(65535)
+_SWEEPS = 10
+_NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
 
 
 class Telea:
@@ -53,7 +60,16 @@ class Telea:
         for channel in range(3):
             plane = np.ascontiguousarray(scene[part][:, :, channel]) * _LEVELS
             marched: Any = cv2.inpaint(plane, wanted, self.radius_px, cv2.INPAINT_TELEA)
-            filled[part][:, :, channel] = np.clip(marched / _LEVELS, 0, 1)
+            filled[part][:, :, channel] = np.clip(_swept(marched / _LEVELS, wanted), 0, 1)
             if progress is not None:
                 progress(channel + 1, 3)
         return filled
+
+
+def _swept(plane: NDArray[np.float32], hole: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The plane after its hole was brought nearer to the mean of each pixel's four neighbours."""
+    inside = hole > 0
+    for _ in range(_SWEEPS):
+        means: Any = cv2.filter2D(plane, -1, _NEIGHBOURS, borderType=cv2.BORDER_REFLECT_101)
+        plane = np.where(inside, means, plane)
+    return plane
