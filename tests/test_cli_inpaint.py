@@ -161,6 +161,33 @@ def test_a_recipe_file_is_overruled_by_options(facefix: Command, portrait_file: 
     assert "scale" not in used
 
 
+def test_candidates_are_numbered(facefix: Command, portrait: np.ndarray, tmp_path: Path) -> None:
+    tiny = pytest.importorskip("tiny_diffusion")
+    Image.fromarray(portrait[:64, :80]).save(tmp_path / "scene.png")
+    hole = np.zeros((64, 80), np.uint8)
+    hole[20:30, 20:40] = 255
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    model, report = tiny.save(tmp_path / "model", 4), tmp_path / "report.json"
+    options = ("--engine", "sd", "--model", model, "--steps", 1, "--candidates", 2, "--seed", 8, "--no-faces")
+    done = facefix(
+        "inpaint",
+        tmp_path / "scene.png",
+        tmp_path / "hole.png",
+        "-o",
+        tmp_path / "out.png",
+        *options,
+        "--report",
+        report,
+    )
+    assert done.code == 0, done.err
+    first, second = json.loads(report.read_text())
+    assert [Path(each["target"]).name for each in (first, second)] == ["out.1.png", "out.2.png"]
+    assert [each["fill"]["seed"] for each in (first, second)] == [8, 9]
+    assert (pixels(tmp_path / "out.1.png") != pixels(tmp_path / "out.2.png")).any()
+    assert not (tmp_path / "out.png").exists()
+    assert "seed 9" in done.out
+
+
 def test_ctrl_c_is_130(facefix: Command, portrait_file: Path, hole_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

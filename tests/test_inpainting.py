@@ -15,6 +15,7 @@ from facefix import Inpainter, Recipe, Result, imagefile, upscale
 from facefix.errors import DeviceError, PhotoRefused, PhotoUnreadable, UsageError
 from facefix.inpaint import KINDS, Kind, Progress
 from facefix.types import Mask, Meta, Photo, Pixels
+from facefix.weights import Store
 
 PROFILE = imagecodecs.cms_profile(
     "rgb", whitepoint=[0.3127, 0.3290, 1.0], primaries=[0.68, 0.32, 0, 0.265, 0.69, 0, 0.15, 0.06, 0], gamma=1.9
@@ -384,14 +385,34 @@ def test_no_faces_means_that_none_is_looked_for(portrait: np.ndarray) -> None:
 
 
 def test_auto_without_weights_says_what_would_be_better(tmp_path: Path) -> None:
-    from facefix.weights import Store
-
     store = dataclasses.replace(
         Store.default(), folders=(tmp_path,), config_folder=tmp_path / "config", cache_folder=tmp_path / "cache"
     )
     work = Inpainter.load(Recipe(faces=False), store=store, device="cpu")
     assert work.kind is KINDS["cv2"]
     assert any("fetch big-lama" in notice for notice in work.notices)
+
+
+def test_auto_takes_lama_from_the_store_and_names_its_file(tmp_path: Path) -> None:
+    from made_lama import TINY, made_state
+    from safetensors.torch import save_file
+
+    from facefix.ffc import Generator
+
+    save_file(made_state(Generator.layout(TINY)), tmp_path / "big-lama.safetensors")
+    store = dataclasses.replace(
+        Store.default(), folders=(tmp_path,), config_folder=tmp_path / "config", cache_folder=tmp_path / "cache"
+    )
+    work = Inpainter.load(Recipe(faces=False), store=store, device="cpu")
+    assert (work.kind.name, work.notices) == ("lama", ())
+    scene, mask = noise(16), strokes()
+    result = work(scene, mask)
+    known = distance_slowly(mask) >= 4
+    np.testing.assert_array_equal(result.photo.raster[known], scene[known])
+    assert changed(result, scene)[mask].all()
+    assert result.report.fill["engine"].startswith("lama")
+    assert list(result.report.weights) == ["big-lama"]
+    assert len(result.report.weights["big-lama"]) == 64
 
 
 def saved(work: Inpainter, scene: Path, mask: np.ndarray, out: Path) -> tuple[Sequence[str], bytes]:
