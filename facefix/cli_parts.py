@@ -34,7 +34,7 @@ def remark(message: str) -> None:
 def with_recipe(name: Command) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """What gives a command one option for each setting of its own, in place of its `recipe` parameter.
 
-    Values given on the command line win over those of `--recipe FILE`.
+    Values given on the command line win over those of `--recipe FILE` and `--task`.
     """
     return lambda command: _with_recipe(command, name)
 
@@ -42,10 +42,11 @@ def with_recipe(name: Command) -> Callable[[Callable[..., None]], Callable[..., 
 def _with_recipe(command: Callable[..., None], name: Command) -> Callable[..., None]:
     own_settings = Recipe.settings(name)
 
-    def run(*, ctx: typer.Context, recipe_file: Path | None, **values: Any) -> None:
+    def run(*, ctx: typer.Context, recipe_file: Path | None, task: str = "", **values: Any) -> None:
         settings = {name: values.pop(name) for name in own_settings}
-        recipe = Recipe(**settings) if recipe_file is None else Recipe.from_toml(recipe_file)
-        if recipe_file is not None:
+        base = _base(recipe_file, task)
+        recipe = base or Recipe(**settings)
+        if base is not None:
             given = {name for name in settings if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")}
             recipe = dataclasses.replace(recipe, **{name: settings[name] for name in given})
         command(recipe=recipe, **values)
@@ -60,12 +61,34 @@ def _with_recipe(command: Callable[..., None], name: Command) -> Callable[..., N
         *(parameter.replace(kind=keyword) for name, parameter in own.items() if name != "recipe"),
         *(_option(name, *pair) for name, pair in own_settings.items() if pair[1].only == "inpaint"),
         inspect.Parameter("recipe_file", keyword, default=None, annotation=recipe_file),
+        *([inspect.Parameter("task", keyword, default="photo", annotation=_TASK)] if name == "restore" else []),
         *(_option(name, *pair) for name, pair in own_settings.items() if pair[1].only != "inpaint"),
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__, run.__name__ = command.__doc__, command.__name__
     return run
+
+
+_TASK = Annotated[
+    Literal["photo", "selfie"],
+    typer.Option(
+        help="selfie: settings for one large face, as in GPEN's own demo: the 2048 px network, eight tenths of its "
+        "answer, and the photo at twice its size.",
+        rich_help_panel="Recipe",
+    ),
+]
+
+
+def _base(recipe_file: Path | None, task: str) -> Recipe | None:
+    """The recipe that the command line changes, where it names one."""
+    if task == "selfie":
+        if recipe_file is not None:
+            raise UsageError("expected --task selfie or --recipe, got both; leave one out")
+        from facefix.trades import selfie
+
+        return selfie()
+    return None if recipe_file is None else Recipe.from_toml(recipe_file)
 
 
 def _option(name: str, default: Any, setting: Setting) -> inspect.Parameter:

@@ -19,7 +19,7 @@ LAYERS = [
     },
     {"pipeline", "inpainting", "trades"},
     {"jobs"},
-    {"cli", "cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "integrations"},
+    {"cli", "cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades", "integrations"},
 ]  # fmt: skip
 # Within one layer only these may meet: importer -> imported.
 BESIDE = {
@@ -39,10 +39,11 @@ BESIDE = {
     "inpaint": {"runtime", "networks", "ffc", "statefile", "upscale", "detect", "detectors"},
     "inpainting": {"pipeline"},
     "trades": {"pipeline"},
-    "cli": {"cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint"},
+    "cli": {"cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades"},
     "cli_inpaint": {"cli_parts"},
     "cli_archive": {"cli_parts"},
     "cli_review": {"cli_parts"},
+    "cli_trades": {"cli_parts"},
 }
 PUBLIC = {"__init__", "__main__"}
 TORCH = {"torch", "torchvision", "facexlib", "spandrel", "diffusers"}
