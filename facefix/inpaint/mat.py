@@ -104,13 +104,11 @@ class Mat:
         height, width = hole.shape
         rows, columns = _indices(square.y0, square.side, height), _indices(square.x0, square.side, width)
         near, near_hole = scene[np.ix_(rows, columns)], hole[np.ix_(rows, columns)]
-        size = SMALL if square.side <= SMALL else LARGE
-        try:
-            drawn = self._drawn(near, near_hole, size)
-        except DeviceError as error:
-            if size == SMALL:
-                raise DeviceError(f"out of memory with MAT at {SMALL} px; choose another device or engine") from error
+        drawn = self._drawn(near, near_hole, LARGE) if square.side > SMALL else None
+        if drawn is None:
             drawn = self._drawn(near, near_hole, SMALL)
+        if drawn is None:
+            raise DeviceError(f"out of memory with MAT at {SMALL} px; choose another device or engine")
         top, left = max(square.y0, 0), max(square.x0, 0)
         bottom, right = min(square.y0 + square.side, height), min(square.x0 + square.side, width)
         inside = drawn[top - square.y0 : bottom - square.y0, left - square.x0 : right - square.x0]
@@ -118,8 +116,8 @@ class Mat:
         scene[top:bottom, left:right][here] = inside[here]
         hole[top:bottom, left:right][here] = 0
 
-    def _drawn(self, near: Pixels, hole: Mask, size: int) -> Pixels:
-        """The square's pixels, filled at `size` px."""
+    def _drawn(self, near: Pixels, hole: Mask, size: int) -> Pixels | None:
+        """The square's pixels, filled at `size` px; None where the memory does not suffice for that."""
         side = hole.shape[0]
         small, covered = (_resized(near, size), _resized(hole, size)) if side != size else (near, hole)
         # a pixel that holds anything of the hole is hole: thin strokes survive, and nothing shines through
@@ -129,8 +127,11 @@ class Mat:
             return self.network(runtime.to_batch(pictures, mean=0.0, std=1.0).to(self.device), mask)
 
         self.network.z = torch.randn(1, STYLES).to(self.device)
-        with torch.inference_mode():
-            [batch] = runtime.in_batches(compute, [small], 1)
+        try:
+            with torch.inference_mode():
+                [batch] = runtime.in_batches(compute, [small], 1)
+        except DeviceError:
+            return None
         [drawn] = runtime.from_batch(batch, mean=0.0, std=1.0)
         return _resized(drawn, side) if side != size else drawn
 
