@@ -111,11 +111,11 @@ def restore(many: Many) -> None:
     Raises:
         FacefixError: it cannot be done, or cannot go on.
     """
-    from facefix.jobs.drive import Drive, Wishes
+    from facefix.jobs.drive import Drive
     from facefix.jobs.engines import Engine, Processes, Serial, devices_for
     from facefix.jobs.journal import Journal
     from facefix.jobs.walk import Walk, listed, roots
-    from facefix.jobs.workers import Run
+    from facefix.jobs.workers import Run, Wishes
 
     out = _out(many)
     with contextlib.ExitStack() as open_files:

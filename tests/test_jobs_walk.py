@@ -143,7 +143,7 @@ def test_memory_is_that_of_one_folder(tmp_path: Path) -> None:
         (["A.jpg", "a.jpg"], [("A.jpg", "A.jpg"), ("a~509b0d46.jpg", "a~509b0d46.jpg")]),
         (
             ["u\u0308.jpg", "\u00fc.jpg"],
-            [("u\u0308.jpg", "u\u0308.jpg"), ("\u00fc~f7a6ad5b.jpg", "\u00fc~f7a6ad5b.jpg")],
+            [("u\u0308.jpg", "u\u0308.jpg"), ("\u00fc~87028465.jpg", "\u00fc~87028465.jpg")],
         ),
         (["x.psd", "x.psd.png"], [("x.psd", "x.psd~c61caae2"), ("x.psd.png", "x.psd.png")]),
     ],

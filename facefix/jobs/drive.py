@@ -15,26 +15,24 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from facefix.errors import FacefixError, JournalError, PhotoError, shown
 from facefix.jobs.database import FOLDER
 from facefix.jobs.engines import Broken, Engine, Lost, Recalled, Told
-from facefix.jobs.files import looked_at
+from facefix.jobs.files import emptied, looked_at
 from facefix.jobs.journal import Journal
-from facefix.jobs.looking import Looked, look, result_name
+from facefix.jobs.looking import Looked, look
 from facefix.jobs.rows import Found, Row, row_id
 from facefix.jobs.walk import Closed
-from facefix.jobs.workers import STAGE, Job, Outcome, Ready, Run, Twin, work_id
+from facefix.jobs.workers import STAGE, Job, Outcome, Ready, Run, Twin, Wishes, work_id
 
-Duplicates = Literal["link", "copy", "redo"]
 Event = Literal["met", "done", "copied", "before", "failed", "failed before", "closed", "note"]
 Hears = Callable[[Event, Path, "dict[str, Any] | str"], None]
 """Called with what happened, the source, and the report or the reason: `met` when a photo is there to be done, `before`
@@ -42,21 +40,6 @@ when it was done by an earlier run, `closed` for a folder that cannot be looked 
 
 _AHEAD, _WALKED, _HEARD, _IN_A_ROW = 4, 256, 64, 3
 _LEASE_S, _ROUND_S = 3600.0, 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the user wants done with photos that the journal knows already.
-
-    Args:
-        retry_failed: those that failed are tried again.
-        force: all are done anew.
-        duplicates: the results of identical files are copied, hard links to one, or worked out for each.
-    """
-
-    retry_failed: bool = False
-    force: bool = False
-    duplicates: Duplicates = "copy"
 
 
 class Stopped(FacefixError):
@@ -103,11 +86,15 @@ class Drive:
             JournalError: the journal cannot be written.
         """
         self.number = self.journal.begin()
-        self._tidy()
+        stage = self.run.out / STAGE
+        try:
+            emptied(stage)  # what workers of earlier runs left unfinished, all of it
+        except OSError as error:
+            raise JournalError(stage, f"{error.strerror}; name an output folder that can be written") from error
         threading.Thread(target=self._walk, args=(walk,), daemon=True).start()
         renewed = time.monotonic()
         self._looker = ThreadPoolExecutor(2, thread_name_prefix="look")
-        now = True
+        now = False
         try:
             self.engine.start(self.run, self._told.put)
             self._first_ready()
@@ -116,26 +103,16 @@ class Drive:
                 if time.monotonic() - renewed > _LEASE_S / 4:
                     self.journal.renew(list(self._rows), lease_s=_LEASE_S)
                     renewed = time.monotonic()
-            now = False
+        except KeyboardInterrupt:
+            now = True
+            raise
         finally:
             self._ended.set()
             self._looker.shutdown(wait=not now, cancel_futures=True)
+            self.engine.recall()
             self.engine.close(now=now)
 
     # ---- before -------------------------------------------------------------------------------------------------
-
-    def _tidy(self) -> None:
-        """Removes what workers of earlier runs left unfinished; all of it lies in one folder."""
-        stage = self.run.out / STAGE
-        try:
-            shutil.rmtree(stage, ignore_errors=stage.is_dir() and not stage.is_symlink())
-        except OSError:
-            with contextlib.suppress(OSError):
-                stage.unlink(missing_ok=True)
-        try:
-            stage.mkdir()
-        except OSError as error:
-            raise JournalError(stage, f"{error.strerror}; name an output folder that can be written") from error
 
     def _walk(self, walk: Iterable[Found | Closed]) -> None:
         """Puts what is met into the queue, in lists; it waits while the queue is full."""
@@ -301,7 +278,7 @@ class Drive:
 
     def _settle(self, looked: Looked) -> None:
         """Sees to it that a photo that was looked at is done: again, from its twin, or not at all."""
-        row, out, overwrite = looked.row, self.run.out, self.run.overwrite
+        row, out = looked.row, self.run.out
         if self.stop.is_set() or self._fatal is not None:
             self._give_back(row.number)
             return
@@ -309,9 +286,7 @@ class Drive:
             self._fail(row, looked.reason)
             return
         work = work_id(looked.sha256, self.loaded.digest)
-        untouched = row.target is not None and looked.standing_sha256 is not None
-        untouched = untouched and looked.standing_sha256 == row.target_sha256
-        if row.work == work and untouched and row.target is not None:
+        if row.work == work and looked.untouched and row.target is not None:
             self.journal.still_done(row)
             del self._rows[row.number]
             with contextlib.suppress(OSError):
@@ -321,9 +296,9 @@ class Drive:
         if self.wishes.duplicates != "redo" and work in self._leaders:
             self._waiting.setdefault(work, []).append(looked)
             return
-        target = row.place.parent / result_name(row, looked.form)
+        target = row.place.parent / looked.result_name
         standing, ours = os.path.lexists(out / target), row.target == target
-        if standing and not overwrite and not (ours and (untouched or row.target_sha256 is None)):
+        if standing and not self.run.overwrite and not (ours and (looked.untouched or row.target_sha256 is None)):
             what = "was changed since it was written" if ours else "exists already and is not ours"
             self._fail(row, f"{shown(row.source)}: {shown(out / target)} {what}; move it away or pass --overwrite")
             return
@@ -336,7 +311,7 @@ class Drive:
                 *(row.number, row.attempt, row_id(work, row.place), work),
                 *(row.source, looked.mark, looked.sha256, target),
                 replace=standing and ours,
-                stale=row.target if untouched and not ours else None,
+                stale=row.target if looked.untouched and not ours else None,
                 twin=self._twin(work),
             )
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import hashlib
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -43,24 +45,43 @@ def inside(out: Path, below: Path) -> Path:
 def put(staged: Path, target: Path, *, replace: bool) -> None:
     """Nothing; the staged file stands at `target`, put there in one step, and lasts through a power cut.
 
+    What stands there already is kept, unless it is to be replaced or holds the same bytes: then a hand that was given
+    up for lost has put it there after all.
+
     Raises:
-        PhotoUnwritable: a file stands there, and it is not to be replaced.
+        PhotoUnwritable: another file stands there, and it is not to be replaced.
         OSError: the file system refuses.
     """
-    taken = PhotoUnwritable(target, "exists already and is not ours; move it away or pass --overwrite")
+    if not replace:
+        try:
+            os.link(staged, target)  # unlike a rename, fails where something stands there
+        except OSError as error:  # and on file systems without hard links
+            if os.path.lexists(target) and not _same(staged, target):
+                reason = "exists already and is not ours; move it away or pass --overwrite"
+                raise PhotoUnwritable(target, reason) from FileExistsError(errno.EEXIST, str(error))
+            replace = True
     if replace:
         os.replace(staged, target)
     else:
-        try:
-            os.link(staged, target)  # unlike a rename, fails where something stands there
-            os.unlink(staged)
-        except FileExistsError as error:
-            raise taken from error
-        except OSError:  # a file system without hard links
-            if os.path.lexists(target):
-                raise taken from FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            os.replace(staged, target)
+        os.unlink(staged)
     synced(target.parent)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return not other.is_symlink() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
+def emptied(folder: Path) -> None:
+    """Nothing; the folder is there, with nothing in it. A link or a file of its name is removed.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
+    folder.mkdir()
 
 
 def synced(folder: Path) -> None:

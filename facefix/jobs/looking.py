@@ -22,6 +22,20 @@ class Looked:
     standing_sha256: str | None = None
     reason: str = ""
 
+    @property
+    def untouched(self) -> bool:
+        """Whether a result of an earlier run stands there, as it was written."""
+        return self.standing_sha256 is not None and self.standing_sha256 == self.row.target_sha256
+
+    @property
+    def result_name(self) -> str:
+        """The name of the result: the photo's own where its suffix fits its format and can be written."""
+        from facefix.imagefile import suffix_for
+        from facefix.types import Meta
+
+        suffix = suffix_for(Meta(source=self.row.place, format=self.form))
+        return self.row.own if suffix == self.row.place.suffix else self.row.base + suffix
+
 
 def look(row: Row, run: Run) -> Looked:
     """The photo as it is now, and what stands where its result does, if one was finished; or why it cannot be done."""
@@ -34,12 +48,3 @@ def look(row: Row, run: Run) -> Looked:
         return Looked(row, mark, sha256, form, standing)
     except PhotoError as error:
         return Looked(row, reason=str(error))
-
-
-def result_name(row: Row, form: str) -> str:
-    """The name of the result of a photo of this format."""
-    from facefix.imagefile import suffix_for
-    from facefix.types import Meta
-
-    suffix = suffix_for(Meta(source=row.place, format=form))
-    return row.own if suffix == row.place.suffix else row.base + suffix

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from facefix.errors import FacefixError, PhotoError, PhotoUnreadable, PhotoUnwritable, WeightsError
 from facefix.jobs.database import FOLDER
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from facefix.pipeline import FaceFix
     from facefix.types import Photo, Result
 
+Duplicates = Literal["link", "copy", "redo"]
 STAGE = Path(FOLDER) / "tmp"
 _EVERYBODYS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.EIO}
 """Errors of the output folder that the next photo will meet, too."""
@@ -63,6 +64,21 @@ class Run:
     max_pixels: int = 500_000_000
     mask: Path | None = None
     overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user wants done with photos that the journal knows already.
+
+    Args:
+        retry_failed: those that failed are tried again.
+        force: all are done anew.
+        duplicates: the results of identical files are copied, hard links to one, or worked out for each.
+    """
+
+    retry_failed: bool = False
+    force: bool = False
+    duplicates: Duplicates = "copy"
 
 
 @dataclass(frozen=True, slots=True)
