@@ -12,12 +12,12 @@ from PIL import Image
 from skimage.data import astronaut
 
 from facefix.jobs.database import FOLDER
-from facefix.jobs.drive import Drive, Wishes
+from facefix.jobs.drive import Drive
 from facefix.jobs.engines import Serial
 from facefix.jobs.journal import Journal
 from facefix.jobs.rows import Row
 from facefix.jobs.walk import Walk, roots
-from facefix.jobs.workers import Run
+from facefix.jobs.workers import Run, Wishes
 from facefix.recipe import Recipe
 
 RECIPE = Recipe(restorer="pattern", sharp_faces="restore")
