@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 pytest.importorskip("diffusers")
+import huggingface_hub
 import tiny_diffusion as tiny
 
 from facefix import upscale
@@ -560,13 +560,17 @@ def test_one_file_is_the_folder(
 
 
 def test_code_in_a_checkpoint_stays_inert(
-    folders: dict[str, Path], published: dict[str, Tensor], tmp_path: Path
+    folders: dict[str, Path], engines: dict[str, Diffusion], published: dict[str, Tensor], tmp_path: Path
 ) -> None:
+    """What a trainer left beside the tensors is not run, and does not keep the tensors from being read."""
     path = single(folders["sd9"], published, tmp_path / "model.ckpt")
-    torch.save({"state_dict": published, "callbacks": Hostile(tmp_path / "ran")}, path)
-    with pytest.raises(WeightsInvalid, match=r"model\.ckpt: cannot be read") as caught:
-        loaded(path)
+    torch.save({"callbacks": {Hostile: Hostile(tmp_path / "ran")}, "state_dict": published}, path)
+    engine = loaded(path)
     assert not (tmp_path / "ran").exists()
+    assert np.array_equal(engine.fill(SCENE, HOLE), engines["sd9"].fill(SCENE, HOLE))
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(WeightsInvalid, match=r"model\.ckpt: is ") as caught:
+        loaded(path)
     assert "\n" not in str(caught.value)
 
 

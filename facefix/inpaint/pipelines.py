@@ -5,8 +5,8 @@
                   name beside it (diffusers' layout without weights), else as the hub knows it
     owner/name    on the hub: what is in its cache; else fetched once, safetensors only, unless HF_HUB_OFFLINE is set
 
-Only classes of diffusers and transformers are made, whatever a model's files ask for. A .bin or .ckpt is read as
-tensors alone (torch's weights_only); a pickle that asks for more is refused, and its code does not run. No safety
+Only classes of diffusers and transformers are made, whatever a model's files ask for. Pickles give tensors alone: a
+.bin that asks for more is refused (torch's weights_only), in a .ckpt whatever else it holds stays inert. No safety
 checker and no feature extractor is loaded: none is needed, and what is drawn is for its user to judge.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +24,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from facefix.errors import UsageError, WeightsInvalid, WeightsMissing, shown
-from facefix.statefile import DAMAGED
+from facefix.statefile import DAMAGED, read_network
 
 PARTS = "model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
 _CLASSES = {"sd": "StableDiffusionInpaintPipeline", "sdxl": "StableDiffusionXLInpaintPipeline"}
@@ -36,6 +38,7 @@ _WITHOUT = {
     "sdxl": {"feature_extractor": None, "image_encoder": None, "add_watermarker": False},
 }
 _SUFFIXES = (".safetensors", ".ckpt")
+_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {}),
@@ -176,16 +179,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _from_file(file: Path, kind: str, maker: Any, settings: Mapping[str, Any]) -> Any:
     if file.suffix.lower() not in _SUFFIXES:
         raise WeightsInvalid(file, f"ends in none of {', '.join(_SUFFIXES)}; expected a {_TITLES[kind]} checkpoint")
-    beside = file.with_suffix("")
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
+    beside = file.with_suffix("")
     configured = beside.is_dir()
     if configured:
         _check_folder(beside, kind)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _as_safetensors(file) as readable:
             warnings.simplefilter("ignore")
-            return maker.from_single_file(str(file), config=str(beside) if configured else None, **settings)
+            return maker.from_single_file(str(readable), config=str(beside) if configured else None, **settings)
     except (*_DAMAGE, SingleFileComponentError) as error:
         if configured or not isinstance(error, _NOT_THERE):
             raise _damaged(file, error) from None
@@ -193,6 +196,23 @@ def _from_file(file: Path, kind: str, maker: Any, settings: Mapping[str, Any]) -
             f"{shown(file)}: its configuration is not beside it, and the hub gave none ({_unreachable(error)}); put "
             f"{PARTS} of such a model, weights left out, into the folder {shown(beside)}"
         ) from None
+
+
+@contextmanager
+def _as_safetensors(file: Path) -> Iterator[Path]:
+    """Inside, a file of the same tensors that holds nothing else: itself, or a copy of what a .ckpt holds.
+
+    Published checkpoints carry their trainer's objects, which torch's weights_only refuses.
+    """
+    if file.suffix.lower() != ".ckpt":
+        yield file
+        return
+    state = read_network(file, _FIRST, expected="expected a Stable Diffusion or SDXL checkpoint")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "model.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, copy)
+        del state
+        yield copy
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
