@@ -1,5 +1,6 @@
 """An ONNX graph is read for what it takes and gives, run with any number of faces, or refused in one line."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,12 @@ def test_content_decides_and_not_the_name(tmp_path: Path, tiny_gpen_file: Path) 
     header = tmp_path / "header.safetensors"
     header.write_bytes((0x0000000000120308).to_bytes(8, "little") + b"{")
     assert not is_onnx(header)
+
+
+def test_without_onnx_runtime_the_way_to_get_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    problem = refusal(written(tmp_path / "net.onnx"))
+    assert problem == "is an ONNX graph, which needs `pip install 'facefix[onnx]'`"
 
 
 def test_devices_and_precisions_that_there_are_not(tmp_path: Path) -> None:

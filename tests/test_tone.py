@@ -173,3 +173,27 @@ def test_grain_is_brought_to_that_of_the_surroundings(photo_pixel_px: float) -> 
 def test_grain_of_an_even_print_is_not_lowered() -> None:
     restored = made_crop() + np.random.default_rng(0).normal(0, 0.05, (256, 256, 1)).astype(np.float32)
     assert np.array_equal(tone.match_grain(restored, made_crop(), FACE_MASK, 1.0), restored)
+
+
+def test_the_chroma_of_another_picture_is_taken_at_the_own_lightness() -> None:
+    own, other = made_crop(1), made_crop(2)[..., ::-1].copy()
+    before, wanted = (cv2.cvtColor(each, cv2.COLOR_RGB2Lab) for each in (own, other))
+    for amount in (0.5, 1.0):
+        made = cv2.cvtColor(tone.with_chroma(own, other, amount), cv2.COLOR_RGB2Lab)
+        np.testing.assert_allclose(made[..., 0], before[..., 0], atol=0.2)
+        goal = before[..., 1:] + amount * (wanted - before)[..., 1:]
+        np.testing.assert_allclose(made[..., 1:], goal, atol=1)
+    assert np.array_equal(tone.with_chroma(own, other, 0.0), own)
+    assert np.array_equal(tone.with_chroma(own, own), own)
+
+
+def test_chroma_beyond_srgb_is_drawn_in_along_its_hue() -> None:
+    own = np.tile(np.linspace(0.02, 0.98, 64, dtype=np.float32)[:, None, None], (1, 8, 3))
+    blue = np.broadcast_to(np.array([0, 0, 1], np.float32), own.shape).copy()
+    before, made, hue = (cv2.cvtColor(each, cv2.COLOR_RGB2Lab) for each in (own, tone.with_chroma(own, blue), blue))
+    np.testing.assert_allclose(made[..., 0], before[..., 0], atol=0.6)
+    chroma = np.hypot(made[..., 1], made[..., 2])
+    assert chroma.max() > 100
+    seen = chroma > 20
+    turn = np.arctan2(made[..., 2], made[..., 1])[seen] - np.arctan2(hue[0, 0, 2], hue[0, 0, 1])
+    assert np.abs(turn).max() < 0.05

@@ -97,6 +97,15 @@ def test_a_network_that_copies_its_input_leaves_a_gray_photo_alone_and_takes_the
     assert colorizer(gray).report.warnings == ()
 
 
+def test_a_sepia_print_gets_the_networks_chroma_instead_of_its_own(shop: Store, gray: np.ndarray) -> None:
+    sepia = np.clip(gray * np.array([1.0, 0.9, 0.72]), 0, 255).astype(np.uint8)
+    result = Colorizer.load(device="cpu", store=shop)(sepia)
+    made = lab(result.photo.raster)
+    assert result.report.warnings == ()
+    assert np.abs(made - lab(sepia))[..., 0].max() < 0.7
+    assert np.hypot(*face_of(made - lab(sepia))[20:50, 15:45, 1:].transpose(2, 0, 1)).mean() > 5
+
+
 def test_chroma_that_cannot_be_shown_is_drawn_in_instead_of_clipped(
     shop: Store, gray: np.ndarray, tmp_path: Path
 ) -> None:
@@ -114,6 +123,7 @@ def test_an_aligned_face_is_coloured_to_its_edges(shop: Store, gray: np.ndarray)
     chroma = np.hypot(lab(made)[..., 1], lab(made)[..., 2])
     for edge in (chroma[0], chroma[-1], chroma[:, 0], chroma[:, -1]):
         assert edge.mean() > 5
+    assert colorizer(np.full((1, 1), 128, np.uint8), aligned=True).photo.raster.shape == (1, 1, 3)
     with pytest.raises(PhotoRefused, match="expected an aligned face, which is square, got 200x100 px"):
         colorizer(np.ascontiguousarray(face[:100]), aligned=True)
 
@@ -270,3 +280,23 @@ def test_made_weights_give_the_right_shapes_in_every_precision_here(shop: Store,
         face = FaceDrawer.load(device="cpu", precision=precision, store=shop)(labels)
         assert face.dtype == np.float32
         assert torch.isfinite(torch.from_numpy(face)).all()
+
+
+# --- beside the published program ------------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_the_published_program(tiny_gpen_file: Path, tmp_path: Path) -> None:
+    """Recorded from GPEN's FaceGAN.process (commit 2c73670) with this file's weights, every fourth pixel."""
+    recorded = np.load(Path(__file__).parent / "data" / "trades" / "published.npz")
+    x, y = np.meshgrid(np.arange(64), np.arange(64))
+    labels = ((x // 8 + 3 * (y // 8)) % 19).astype(np.uint8)
+    drawer = FaceDrawer.load(str(tiny_gpen_file), device="cpu", precision="float32", store=store(tmp_path))
+    gray = np.repeat(((5 * x + 3 * y * y) % 256)[:, :, None], 3, axis=2) / np.float32(255)
+    colorizer = Colorizer.load(
+        Recipe(precision="float32"), model=str(tiny_gpen_file), device="cpu", store=store(tmp_path)
+    )
+    [coloured] = colorizer.brushes.brush().painted([gray.astype(np.float32)])
+    for made, name in ((drawer(labels), "seg2face"), (coloured, "colorization")):
+        found = np.floor(made[2::4, 2::4] * 255)  # it cuts fractions off
+        assert np.abs(found - recorded[name]).max() <= 1
+        assert recorded[name].std() > 20
