@@ -110,7 +110,11 @@ class Drive:
             self._ended.set()
             self._looker.shutdown(wait=not now, cancel_futures=True)
             self.engine.recall()
-            self.engine.close(now=now)
+            try:
+                self.engine.close(now=now)
+            except KeyboardInterrupt:
+                self.engine.close(now=True)
+                raise
 
     # ---- before -------------------------------------------------------------------------------------------------
 

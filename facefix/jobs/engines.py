@@ -198,9 +198,8 @@ class _Hand:
 
     def _keep(self) -> None:
         """Start the process, pass on what it tells, and start another one where it dies."""
-        if hasattr(signal, "pthread_sigmask"):  # inherited by the process: Ctrl-C is for the one who drives
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while not self.closing:
+            _leave_interrupts_to_the_driver()
             was_ready = self._one_life()
             assert self.process is not None
             self.process.join()
@@ -312,6 +311,16 @@ def _work(connection: Connection, run: Run, driver: int) -> None:
         tell(Broken(error))
         return
     overlapped(fix, run, jobs.get, tell, stop)
+
+
+def _leave_interrupts_to_the_driver() -> None:
+    """Nothing; processes that this thread starts never hear Ctrl-C, not even while they are starting."""
+    if sys.platform == "win32":
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # first: it would take the mask away again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 def _die_with(driver: int) -> None:
