@@ -231,15 +231,15 @@ class Inpainter:
         if reach.all():
             problem = "the mask covers the whole photo, with --dilate-px and --feather-px around it"
             raise PhotoRefused(photo.meta.source, f"{problem}; leave black what it is to be filled from")
-        raster, boxes = photo.raster.copy(), self._boxes(reach)
-        for number, box in enumerate(boxes):
+        raster, pieces = photo.raster.copy(), self._pieces(reach)
+        for number, (box, own) in enumerate(pieces):
             scene, part = photo.pixels(box), reach[box.slices]
             guide = compose.guide(scene, part, recipe.contrast)
-            told = _named(progress, "fill", number, len(boxes))
+            told = _named(progress, "fill", number, len(pieces))
             drawn = self.engine.fill(guide.scene, part.astype(np.float32), seed=seed + number, progress=told)
             whole = self._finished(guide.back(drawn), scene, part, seed + number)
-            compose.lay(photo, raster, box, whole, soft[box.slices])
-        return dataclasses.replace(photo, raster=raster), boxes
+            compose.lay(photo, raster, box, whole, soft[box.slices] * own)
+        return dataclasses.replace(photo, raster=raster), [piece.box for piece in pieces]
 
     def _redrawn(self, filled: _Filled, seed: int, progress: Progress | None) -> _Filled:
         """The filled photo enlarged, and its holes drawn anew at that size."""
@@ -268,12 +268,16 @@ class Inpainter:
         hole = compose.enlarged(filled.hole.astype(np.float32), scale) >= 0.5
         return _Filled(dataclasses.replace(photo, raster=raster), hole, filled.boxes)
 
+    def _pieces(self, reach: Bits) -> list[compose.Piece]:
+        """What is filled by itself."""
+        if self.kind.sees_px is not None:
+            return compose.pieces(reach, self.kind.sees_px)
+        return [compose.Piece(box, reach[box.slices]) for box in self._boxes(reach)]
+
     def _boxes(self, reach: Bits) -> list[Box]:
         """What the engine is to see, one after the other."""
         if self.recipe.region == "masked":
             return compose.regions(reach, self.recipe.context_px)
-        if self.kind.sees_px is not None:
-            return [compose.near(reach, self.kind.sees_px)]
         return [Box(0, 0, reach.shape[1], reach.shape[0])]
 
     def _finished(self, drawn: Pixels, scene: Pixels, reach: Bits, seed: int) -> Pixels:

@@ -93,6 +93,35 @@ def test_holes_far_apart_get_boxes_of_their_own_and_near_ones_share() -> None:
     assert compose.regions(tiny, 32) == [Box(0, 0, 5, 5)]
 
 
+def test_pieces_take_each_pixel_once_and_look_beyond_their_own() -> None:
+    rng = np.random.default_rng(0)
+    reach = rng.random((300, 420)) < 0.002
+    reach[150:152, 10:400] = True
+    reach[40:100, 180:260] = True
+    taken = np.zeros(reach.shape, int)
+    found = compose.pieces(reach, 20, tile_px=128)
+    for box, own in found:
+        taken[box.slices] += own
+        inner = compose.around(own)
+        assert inner.x0 >= 20 or box.x0 == 0
+        assert own.shape[1] - inner.x1 >= 20 or box.x1 == 420
+        assert not own[~reach[box.slices]].any()
+    np.testing.assert_array_equal(taken, reach)
+    [block] = [piece for piece in found if piece.own.sum() > 4000]
+    assert block.box[0] <= 160
+    assert len(found) == 1 + 3 * 4
+
+
+def test_filling_in_pieces_is_filling_at_once_to_a_hair() -> None:
+    scene = waves(300, 420)
+    reach = np.zeros(scene.shape[:2], bool)
+    reach[20:280:40, :] = reach[:, 30:400:50] = reach[100:180, 130:220] = True
+    at_once = Telea().fill(scene, reach.astype(np.float32))
+    for box, own in compose.pieces(reach, 64, tile_px=128):
+        part = Telea().fill(scene[box.slices], reach[box.slices].astype(np.float32))
+        assert np.abs(part - at_once[box.slices])[own].max() < 1e-3
+
+
 def test_equalising_has_an_inverse_and_the_hole_no_say() -> None:
     scene = waves() * 0.4 + 0.1
     reach = np.zeros(scene.shape[:2], bool)

@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import tiles
 from facefix.errors import UsageError
 from facefix.types import Box, Mask, Photo, Pixels, Raster
 
@@ -35,7 +34,7 @@ _RING_PX = 16
 _LEVELS = 256
 _LINEAR_SHARE = 0.05
 _SPREAD_FLOOR = 0.005
-_GRAIN_TILE_PX, _GRAIN_RING_PX, _GRAIN_LEAST_PX, _GRAIN_LEAST = 512, 48, 64, 0.5 / 255
+_GRAIN_TILE_PX, _GRAIN_RING_PX, _GRAIN_LEAST_PX, _GRAIN_LEAST = 1200, 48, 64, 0.5 / 255
 
 
 def whiteness(picture: Photo) -> NDArray[np.float32]:
@@ -77,9 +76,10 @@ def soft_mask(hole: Bits, feather_px: float) -> Mask:
     if feather_px <= 0 or not hole.any():
         return hole.astype(np.float32)
     box, distance = _distances(hole, feather_px)
-    at = np.clip(1 - distance / np.float32(feather_px), 0, 1)
+    near = distance < feather_px
+    at = 1 - distance[near] / np.float32(feather_px)
     soft = np.zeros(hole.shape, np.float32)
-    soft[box.slices] = at * at * (3 - 2 * at)
+    soft[box.slices][near] = at * at * (3 - 2 * at)
     return soft
 
 
@@ -124,9 +124,55 @@ def regions(reach: Bits, context_px: int) -> list[Box]:
     return sorted((Box(*row) for row in done.tolist()), key=lambda box: (box.y0, box.x0))
 
 
-def near(reach: Bits, by: int) -> Box:
-    """The box that the reach is in, so many pixels wider on every side, inside the photo."""
-    return _clipped(_widened(around(reach), by), reach.shape)
+class Piece(NamedTuple):
+    """A part of a photo that is filled by itself, and which pixels of its fill (h, w) are taken."""
+
+    box: Box
+    own: Bits
+
+
+def pieces(reach: Bits, sees_px: int, tile_px: int = 1024) -> list[Piece]:
+    """The pieces in which an engine that looks no farther than `sees_px` fills the reach, each pixel once.
+
+    Holes that are nowhere wider than `sees_px` are filled tile by tile, so that a scan full of dust and scratches
+    needs memory for a tile only; each wider one has a piece of its own, as a cut through it would be seen.
+
+    Args:
+        reach: (H, W), what is to be filled; at least one pixel.
+        sees_px: how far beyond its own pixels each piece reaches.
+        tile_px: side of the tiles.
+    """
+    depth = np.asarray(cv2.distanceTransform(reach.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(reach.astype(np.uint8), connectivity=8)
+    wide = np.zeros(count, bool)
+    wide[labels[depth > sees_px / 2]] = True
+    found = []
+    for number in np.flatnonzero(wide):
+        x, y, width, height = stats[number, :4].tolist()
+        box = _clipped(_widened(Box(x, y, x + width, y + height), sees_px), reach.shape)
+        found.append(Piece(box, np.asarray(labels[box.slices] == number)))
+    narrow = reach & ~wide[labels]
+    for tile in _tiles(reach.shape, tile_px):
+        if narrow[tile.slices].any():
+            inner = around(narrow[tile.slices])
+            core = Box(tile.x0 + inner.x0, tile.y0 + inner.y0, tile.x0 + inner.x1, tile.y0 + inner.y1)
+            box = _clipped(_widened(core, sees_px), reach.shape)
+            own = np.zeros((box.y1 - box.y0, box.x1 - box.x0), bool)
+            own[_moved(core, box).slices] = narrow[core.slices]
+            found.append(Piece(box, own))
+    return found
+
+
+def _tiles(shape: tuple[int, ...], side_px: int) -> Iterator[Box]:
+    """The boxes of at most that side that cover a picture of that shape, none over another."""
+    for y in range(0, shape[0], side_px):
+        for x in range(0, shape[1], side_px):
+            yield Box(x, y, min(x + side_px, shape[1]), min(y + side_px, shape[0]))
+
+
+def _moved(part: Box, area: Box) -> Box:
+    """Where the part lies in an array that holds the area."""
+    return Box(part.x0 - area.x0, part.y0 - area.y0, part.x1 - area.x0, part.y1 - area.y0)
 
 
 def _shaped(box: Box, shape: tuple[int, ...]) -> Box:
@@ -258,7 +304,7 @@ def grained(filled: Pixels, reach: Bits, amount: float, seed: int) -> Pixels:
     """The pixels with the grain in the reach that the known pixels within 48 px of it have, and it lacks.
 
     Grain is what a Gaussian of 1.5 px takes away in the flattest quarter of the pixels: how strong it is, how the
-    three channels hang together in it, and how much neighbours are alike. It is looked at piece by piece of 512 px.
+    three channels hang together in it, and how much neighbours are alike. It is looked at piece by piece of 1200 px.
 
     Args:
         filled: (h, w, 3) float32, 0..1, known pixels where they are known.
@@ -269,7 +315,7 @@ def grained(filled: Pixels, reach: Bits, amount: float, seed: int) -> Pixels:
     if amount == 0:
         return filled
     result = filled
-    for number, tile in enumerate(tiles.grid(reach.shape[0], reach.shape[1], _GRAIN_TILE_PX, 0)):
+    for number, tile in enumerate(_tiles(reach.shape, _GRAIN_TILE_PX)):
         if not reach[tile.slices].any():
             continue
         area = _clipped(_widened(tile, _GRAIN_RING_PX), reach.shape)
@@ -277,7 +323,7 @@ def grained(filled: Pixels, reach: Bits, amount: float, seed: int) -> Pixels:
         if grain is None:
             continue
         result = filled.copy() if result is filled else result
-        inner = Box(tile.x0 - area.x0, tile.y0 - area.y0, tile.x1 - area.x0, tile.y1 - area.y0).slices
+        inner = _moved(tile, area).slices
         here = reach[tile.slices]
         result[tile.slices][here] = np.clip(filled[tile.slices][here] + np.float32(amount) * grain[inner][here], 0, 1)
     return result
@@ -287,10 +333,11 @@ def _missing_grain(filled: Pixels, reach: Bits, rng: np.random.Generator) -> NDA
     """Grain (h, w, 3) as strong as what the reach lacks of its surroundings', or None where it lacks none."""
     coarse = _blurred(filled, 1.5)
     detail = filled - coarse
-    luma = coarse.mean(axis=2)
-    slope = np.hypot(np.asarray(cv2.Sobel(luma, -1, 1, 0)), np.asarray(cv2.Sobel(luma, -1, 0, 1)))
+    luma: Any = cv2.transform(coarse, np.full((1, 3), 1 / 3, np.float32))
+    slope: Any = cv2.magnitude(cv2.Sobel(luma, -1, 1, 0), cv2.Sobel(luma, -1, 0, 1))
+    distance: Any = cv2.distanceTransform((~reach).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_3)
     # the blur looks 4 px into the reach
-    usable = grown(reach, _GRAIN_RING_PX) & ~grown(reach, 4) & (luma > 0.02) & (luma < 0.98)
+    usable = (distance > 4) & (distance <= _GRAIN_RING_PX) & (luma > 0.02) & (luma < 0.98)
     if usable.sum() < _GRAIN_LEAST_PX:
         return None
     flat = usable & (slope <= np.percentile(slope[usable], 25))
