@@ -273,7 +273,7 @@ class Drive:
                 self._give_back(told.number)
         elif isinstance(told, Lost):
             for job in told.jobs:
-                self._lost(job, told.reason)
+                self._lost(job, told)
         elif isinstance(told, Broken):
             self._fatal = told.error
         elif told.digest != self.loaded.digest:
@@ -357,10 +357,7 @@ class Drive:
         else:
             ours = job.replace and not outcome.taken
             self._fail(row, outcome.reason, traceback=outcome.traceback, forget_target=not ours)
-        if self._leaders.get(job.work) == job.number:
-            del self._leaders[job.work]
-        for looked in self._waiting.pop(job.work, []):
-            self._settle(looked)
+        self._led(job)
 
     def _fail_blocked(self) -> None:
         """Photos that met trouble in the output folder fail by themselves: others go through, or none is left."""
@@ -368,17 +365,29 @@ class Drive:
         for row, outcome in blocked:
             self._fail(row, outcome.reason)
 
-    def _lost(self, job: Job, reason: str) -> None:
+    def _lost(self, job: Job, lost: Lost) -> None:
         self._out.pop(job.number, None)
         row = self._rows.get(job.number)
         if row is None:
             return
-        if job.number in self._died:
-            self._fail(row, f"{shown(job.source)}: the worker {reason}, twice; leave the photo out")
+        if job.number in self._died and not lost.blameless:
+            self._fail(row, f"{shown(job.source)}: the worker {lost.reason}, twice; leave the photo out")
+            self._led(job)
             return
-        self._died.add(job.number)
         self._rows[row.number] = row = self.journal.retry(row)
-        self._suspects.append(replace(job, attempt=row.attempt, replace=True))
+        again = replace(job, attempt=row.attempt, replace=True)
+        if lost.blameless:
+            self._ready.insert(0, again)
+        else:
+            self._died.add(job.number)
+            self._suspects.append(again)
+
+    def _led(self, job: Job) -> None:
+        """Nothing; photos that waited for the result of this one, which is identical, wait no longer."""
+        if self._leaders.get(job.work) == job.number:
+            del self._leaders[job.work]
+        for looked in self._waiting.pop(job.work, []):
+            self._settle(looked)
 
     def _fail(self, row: Row, reason: str, *, traceback: str = "", forget_target: bool | None = None) -> None:
         """Records that a claimed photo failed; a target is forgotten where nothing of ours stands there."""

@@ -28,7 +28,7 @@ from facefix.jobs.workers import STEPS, Job, Outcome, Ready, Run, Way, load, rea
 if TYPE_CHECKING:
     from facefix.pipeline import FaceFix
 
-_IN_HAND = 3
+IN_HAND = 3
 _BASE_BYTES, _BYTES_OF_WEIGHTS = 1 << 30, 8
 
 
@@ -42,10 +42,11 @@ class Recalled:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Jobs whose worker died, and how."""
+    """Jobs whose worker died, and how; `blameless` where that cannot have been for any of them."""
 
     jobs: tuple[Job, ...]
     reason: str
+    blameless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def overlapped(fix: FaceFix, run: Run, jobs: Callable[[], Job | None], tell: Tel
 class Serial:
     """The engine that works in this process, beside the one that drives."""
 
-    capacity = _IN_HAND
+    capacity = IN_HAND
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -249,7 +250,7 @@ class Processes:
 
     def __init__(self, devices: Sequence[str]) -> None:
         self.devices = tuple(devices)
-        self.capacity = _IN_HAND * len(self.devices)
+        self.capacity = IN_HAND * len(self.devices)
         self._hands: list[_Hand] = []
 
     def start(self, run: Run, tell: Tell) -> None:
@@ -359,9 +360,13 @@ def devices_for(device: str, workers: int, heaviest_bytes: int = 0) -> tuple[str
     if device not in ("auto", "cpu"):
         return (device,) * (workers or 1)
     if not workers:
-        need = _BASE_BYTES + _BYTES_OF_WEIGHTS * heaviest_bytes
-        workers = max(1, min(cpu_cores(), _free_bytes() // need))
+        workers = max(1, min(cpu_cores(), _free_bytes() // memory_bytes(heaviest_bytes)))
     return (device,) * workers
+
+
+def memory_bytes(heaviest_bytes: int) -> int:
+    """A guess at the memory that a worker needs, from the size of the largest weight file."""
+    return _BASE_BYTES + _BYTES_OF_WEIGHTS * heaviest_bytes
 
 
 def _gpus() -> int:
