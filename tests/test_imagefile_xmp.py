@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facefix import imagefile
+from facefix import FaceFix, Recipe, imagefile
 from facefix.imagefile import xmp
 from facefix.types import Box, Meta, Photo
 
@@ -129,3 +129,23 @@ def test_an_unchanged_photo_is_saved_as_a_copy(tmp_path: Path) -> None:
     imagefile.save(other, photo, tmp_path / "d.jpg", ai_label=True, regions=FACES)
     assert imagefile.read(tmp_path / "c.png").meta.format == "PNG"
     assert b"facefix-10-20-110-140" in (tmp_path / "d.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("ai_label", [True, False])
+def test_a_restored_photo_names_its_face_unless_that_is_switched_off(
+    portrait_file: Path, tmp_path: Path, ai_label: bool
+) -> None:
+    fix = FaceFix.load(Recipe(restorer="pattern", sharp_faces="restore", ai_label=ai_label))
+    photo = imagefile.read(portrait_file)
+    result = fix(photo)
+    fix.save(result, photo, tmp_path / "restored.jpg")
+    packet = imagefile.read(tmp_path / "restored.jpg").meta.xmp
+    if not ai_label:
+        assert packet is None
+        return
+    assert packet is not None
+    [region] = ET.fromstring(packet).iter(f"{IPTC}RegionBoundary")
+    said = {node.tag.removeprefix(IPTC): node.text or "" for node in region}
+    x0, y0, x1, y1 = result.report.faces[0].face.box_xyxy / 512
+    assert float(said["rbX"]) < x0 < x1 < float(said["rbX"]) + float(said["rbW"])
+    assert float(said["rbY"]) < y0 < y1 < float(said["rbY"]) + float(said["rbH"])

@@ -9,17 +9,20 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import archive
 import imagecodecs
 import numpy as np
 import pytest
+import torch
 from archive import RECIPE, group_photo, report_at, row_at
 from PIL import Image
+from safetensors.torch import save_file
 
 from facefix import imagefile
 from facefix.errors import PhotoRefused, PhotoUnreadable
-from facefix.jobs import undo
+from facefix.jobs import undo, verify
 from facefix.jobs.database import FOLDER
 from facefix.jobs.files import file_sha256
 from facefix.jobs.journal import Journal
@@ -45,9 +48,9 @@ class Archive:
         with Journal.open(self.out, write=False) as journal:
             return dict(report_at(journal, name))
 
-    def alone(self, name: str, faces: set[int], folder: Path, scale: int = 1) -> bytes:
+    def alone(self, name: str, faces: set[int], folder: Path, **settings: Any) -> bytes:
         """The file that a run writes which restores these faces alone."""
-        recipe = dataclasses.replace(RECIPE, face=",".join(map(str, sorted(faces))) or "9", scale=scale)
+        recipe = dataclasses.replace(RECIPE, face=",".join(map(str, sorted(faces))) or "9", **settings)
         fix, photo, path = loaded(recipe), imagefile.read(self.sources / name), folder / f"alone-{name}"
         fix.save(fix(photo), photo, path, overwrite=True)
         return path.read_bytes()
@@ -248,6 +251,27 @@ def test_enlarged_results_are_taken_back_too(tmp_path: Path) -> None:
     some = Archive(sources, out)
     for name in ("a.png", "b.jpg"):
         some.decide(name, reject={1})
-        assert (out / name).read_bytes() == some.alone(name, {2, 3}, tmp_path, 2)
+        assert (out / name).read_bytes() == some.alone(name, {2, 3}, tmp_path, scale=2)
         some.decide(name, reject=ALL)
-        assert (out / name).read_bytes() == some.alone(name, set(), tmp_path, 2)
+        assert (out / name).read_bytes() == some.alone(name, set(), tmp_path, scale=2)
+
+
+@pytest.mark.slow
+def test_a_jpeg_that_a_network_enlarged_is_taken_back_by_the_same_network(tmp_path: Path) -> None:
+    architecture = pytest.importorskip("spandrel.architectures.ESRGAN")
+    torch.manual_seed(0)
+    network = architecture.ESRGAN(num_filters=8, num_blocks=1, scale=4)
+    path = tmp_path / "RealESRGAN_tiny.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+    archive.save(group_photo(), tmp_path / "scans" / "a.jpg", quality=90)
+    recipe = dataclasses.replace(RECIPE, scale=2, upscaler=str(path), face="1,2")
+    archive.restore(tmp_path / "scans", tmp_path / "out", recipe)
+    some = Archive(tmp_path / "scans", tmp_path / "out")
+    whole = (some.out / "a.jpg").read_bytes()
+    with Journal.open(some.out, write=False) as journal:
+        [verdict] = verify.verify(journal)
+    assert (verdict.problem, "RealESRGAN_tiny.safetensors enlarged it" in verdict.note) == ("", True)
+    assert some.decide("a.jpg", reject={1}) == ({1}, set())
+    assert (some.out / "a.jpg").read_bytes() == some.alone("a.jpg", {2}, tmp_path, scale=2, upscaler=str(path))
+    assert some.decide("a.jpg", accept={1}) == (set(), {1})
+    assert (some.out / "a.jpg").read_bytes() == whole

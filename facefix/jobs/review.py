@@ -227,10 +227,11 @@ def _thumbs(store: Path, entries: list[_Entry], side_px: int) -> Iterator[str]:
     """Each kept face's picture in base64, in order; nothing where it cannot be read."""
     records = [entry.record for entry in entries if entry.record is not None]
     waiting: deque[Future[str]] = deque()
-    with ThreadPoolExecutor() as hands:
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as hands:
         for record in records:
             waiting.append(hands.submit(_thumb, store, record, side_px))
-            if len(waiting) > 64:
+            if len(waiting) > 2 * cores:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -251,5 +252,5 @@ def _small(photo: Photo, side_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The photo in 8-bit sRGB, its longest side at most `side_px`."""
     shrink = min(1.0, side_px / max(photo.width, photo.height))
     size = (max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink)))
-    pixels = cv2.resize(photo.pixels(), size, interpolation=cv2.INTER_AREA)
-    return np.asarray(PlainSRGB().from_srgb(np.asarray(pixels, np.float32), 8), np.uint8)
+    small: Any = cv2.resize(photo.raster, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(PlainSRGB().from_srgb(photo.colour.to_srgb(small), 8), np.uint8)

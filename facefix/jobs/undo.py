@@ -109,9 +109,12 @@ def canvas_of(photo: Photo, recipe: Mapping[str, Any]) -> Photo:
 
 @functools.lru_cache(maxsize=1)
 def _upscaler(name: str, precision: str) -> Upscaler:
+    import torch
+
     from facefix import upscale
     from facefix.weights import Store
 
+    torch.set_num_threads(1)  # as a run's workers: how a sum is split over threads decides its last bit
     return upscale.load(Store.default().require(name)[1], device="auto", precision=precision)
 
 
