@@ -3,6 +3,11 @@
 The face around the hole is found and aligned as FFHQ is, the hole is shown in white, and of the network's answer only
 what lies in the hole is used. It was published with strokes all over the aligned picture, hair and background of a
 portrait included, so a hole counts as lying on a face where it lies in the picture that is cut around one.
+
+The network draws the known pixels anew, too, and a little off. How far off is known there, and is carried smoothly into
+the hole and taken away. In the ten published results, with 20 px around the strokes held out as if they were hole, that
+brings the mean error from 5.7 to 4.4 levels (it is lower in each of the ten), and the step at the hole's edge from 3.7
+to 1.4.
 """
 
 from __future__ import annotations
@@ -41,13 +46,20 @@ def load(path: Path, *, detector: detectors.Detector, device: str = "auto", prec
 
 
 class FaceFiller:
-    """Fills holes that lie on faces; made by `load`. The seed changes nothing."""
+    """Fills holes that lie on faces; made by `load`. The seed changes nothing.
+
+    Args:
+        network: what draws.
+        detector: what finds faces.
+        match: whether its error on the known pixels is taken away from the hole.
+    """
 
     takes_prompt = False
 
-    def __init__(self, network: networks.Network, detector: detectors.Detector) -> None:
+    def __init__(self, network: networks.Network, detector: detectors.Detector, *, match: bool = True) -> None:
         self.network = network
         self.detector = detector
+        self.match = match
         self.name = f"face, {network.architecture} of {network.out_size} px"
 
     def fill(self, scene: Pixels, hole: Mask, *, seed: int = 0, progress: Progress | None = None) -> Pixels:
@@ -120,14 +132,43 @@ class FaceFiller:
         size = self.network.in_size
         crop_from_scene = align.compose(align.scaling(size / self.network.out_size), crop_from_scene)
         face = align.extract(shown, crop_from_scene, size).copy()
-        face[_seen_by(wanted, crop_from_scene, size) > _WHITE_FROM] = 1
+        white = _seen_by(wanted, crop_from_scene, size) > _WHITE_FROM
+        original = face.copy()
+        face[white] = 1
         [drawn] = runtime.run(self.network, [face])
+        if self.match:
+            error = original - _resized(drawn, size)
+            drawn = drawn + _resized(_spread(error, (~white).astype(np.float32)), self.network.out_size)
         scene_from_drawn = align.invert(align.compose(align.scaling(self.network.out_size / size), crop_from_scene))
         box = compose.around(part)
         box_from_drawn = scene_from_drawn - np.array([[0, 0, box.x0], [0, 0, box.y0]], np.float64)
         laid = align.warp(drawn, box_from_drawn, (box.x1 - box.x0, box.y1 - box.y0))
         here = part[box.slices]
         filled[box.slices][here] = np.clip(laid[here], 0, 1)
+
+
+def _spread(values: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values where they are known (1), and between them a smooth surface: means of ever wider surroundings.
+
+    Source: the push-pull of S. Gortler et al., The Lumigraph, SIGGRAPH 1996, section 3.4.
+    """
+    part = known[:, :, None]
+    if min(known.shape) <= 2:
+        mean = (values * part).sum((0, 1)) / max(float(known.sum()), 1e-6)
+        return np.asarray(np.broadcast_to(mean, values.shape), np.float32)
+    size = (known.shape[1], known.shape[0])
+    share: Any = cv2.pyrDown(known)
+    wider: Any = cv2.pyrDown(values * part) / np.maximum(share, 1e-6)[:, :, None]
+    below: Any = cv2.pyrUp(_spread(wider, np.minimum(1, 4 * share)), dstsize=size)
+    return np.asarray(values * part + below * (1 - part), np.float32)
+
+
+def _resized(picture: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """The square picture at another size."""
+    if picture.shape[0] == size:
+        return picture
+    way = cv2.INTER_AREA if size < picture.shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(picture, (size, size), interpolation=way), np.float32)
 
 
 def _seen_by(wanted: NDArray[np.bool_], crop_from_scene: Matrix, size: int) -> Mask:
