@@ -33,12 +33,15 @@ def group_photo(bits: int = 8) -> np.ndarray:
     return photo if bits == 8 else photo.astype(np.uint16) * 257
 
 
-def restore(sources: Path, out: Path, recipe: Recipe = RECIPE) -> None:
-    """Brings a folder through, in this process."""
+def restore(sources: Path, out: Path, recipe: Recipe = RECIPE, wishes: Wishes | None = None) -> list[str]:
+    """Brings a folder through, in this process; what happened, in words of Drive."""
+    events: list[str] = []
     with Journal.open(out, create=True) as journal:
-        drive = Drive(journal, Run(out, recipe, threads=1), Serial(), Wishes(), lambda *_: None)
+        run, hears = Run(out, recipe, threads=1), lambda event, *_: events.append(event)
+        drive = Drive(journal, run, Serial(), wishes or Wishes(), hears)
         drive.go(Walk(roots([sources], out), out))
         journal.export(out / FOLDER / "report.jsonl")
+    return events
 
 
 def row_at(journal: Journal, place: str | Path) -> Row:
