@@ -186,13 +186,15 @@ def test_a_stroke_survives_shrinking(engines: dict[str, Diffusion]) -> None:
     assert calls[0][0, 4, 3, 1] == 1
 
 
-@pytest.mark.parametrize("name", ["sd4", "sd9"])
-def test_at_full_denoise_nothing_of_the_hole_is_remembered(engines: dict[str, Diffusion], name: str) -> None:
-    marred = np.where(HOLE[..., None] > 0, 1 - SCENE, SCENE)
+@pytest.mark.parametrize(("name", "side"), [("sd4", 64), ("sd9", 64), ("sd4", 150), ("sd4", 40)])
+def test_at_full_denoise_nothing_of_the_hole_is_remembered(engines: dict[str, Diffusion], name: str, side: int) -> None:
+    """At the model's own size, and where the scene is shrunk or enlarged to it."""
+    scene, hole = scene_of(side, side), hole_of(side, side, slice(11, 32), slice(9, 23))
+    marred = np.where(hole[..., None] > 0, 1 - scene, scene)
     engine = engines[name]
-    assert np.array_equal(engine.fill(SCENE, HOLE), engine.fill(marred, HOLE))
+    assert np.array_equal(engine.fill(scene, hole), engine.fill(marred, hole))
     milder = dataclasses.replace(engine, denoise=0.6)
-    assert not np.array_equal(milder.fill(SCENE, HOLE), milder.fill(marred, HOLE))
+    assert not np.array_equal(milder.fill(scene, hole), milder.fill(marred, hole))
 
 
 def test_colours_are_spread_over_a_hole() -> None:
@@ -255,6 +257,9 @@ def test_schedulers_by_name(folders: dict[str, Path]) -> None:
     pipelines.set_scheduler(engine.pipeline, "euler")
     assert type(engine.pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
     assert not engine.pipeline.scheduler.config.use_karras_sigmas
+    engine.pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    pipelines.set_scheduler(engine.pipeline, "unipc")
+    assert engine.pipeline.scheduler.config.prediction_type == "v_prediction"
     with pytest.raises(UsageError, match=r"--scheduler: expected one of auto, model, dpm\+\+2m-karras, .*got 'ddpm'"):
         loaded(folders["sd4"], scheduler="ddpm")
 
@@ -286,6 +291,24 @@ def test_true_is_mixture(folders: dict[str, Path]) -> None:
     assert loaded(folders["sd4"]).tiled is None
     with pytest.raises(UsageError, match="--tiled: expected mixture or multidiffusion, got 'panorama'"):
         loaded(folders["sd4"], tiled="panorama")
+
+
+@pytest.mark.parametrize("how", ["model", "layers"])
+def test_parts_that_rest_elsewhere_draw_the_same_in_tiles(folders: dict[str, Path], how: str) -> None:
+    """As offloading does it: hooks of accelerate around whole networks, or around each layer; here with no GPU."""
+    accelerate = pytest.importorskip("accelerate")
+    scene, hole = scene_of(64, 904), hole_of(64, 904, slice(20, 40), slice(100, 700))
+    engine = loaded(folders["sd9"], tiled=True, steps=1)
+    wanted = engine.fill(scene, hole)
+    if how == "model":
+        engine.pipeline.enable_model_cpu_offload(device="cpu")
+    else:
+        for part in (engine.pipeline.unet, engine.pipeline.vae):
+            accelerate.cpu_offload(part, execution_device=torch.device("cpu"))
+        assert engine.pipeline.unet.conv_in.weight.device.type == "meta"
+    assert np.array_equal(engine.fill(scene, hole), wanted)
+    assert np.array_equal(engine.fill(scene, hole), wanted)
+    assert hasattr(engine.pipeline.unet, "_hf_hook")
 
 
 def test_a_full_memory_advises_tiles(engines: dict[str, Diffusion]) -> None:

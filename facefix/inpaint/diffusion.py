@@ -88,9 +88,12 @@ class Diffusion:
         if self.tiled is not None:
             scale = max(1.0, scale)
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        start = spread(scene, hole) if self.denoise == 1 else scene
+        forgets = self.denoise == 1
+        start = spread(scene, hole) if forgets and scale >= 1 else scene
         small = start if scale == 1 else resized(start, size)
         opened = hole if scale == 1 else _resized_hole(hole, size)
+        if forgets and scale < 1:  # at the smaller size, which is as good: no known pixel saw any of the hole
+            small = spread(small, opened)
         drawn = self.redraw(small, opened, denoise=self.denoise, steps=self.steps, seed=seed, progress=progress)
         return drawn if scale == 1 else resized(drawn, (width, height))
 

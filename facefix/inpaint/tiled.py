@@ -44,7 +44,8 @@ def tiled_unet(
 ) -> Iterator[None]:
     """Inside, the UNet works in tiles, whatever pipeline calls it; a latent of one tile is not touched.
 
-    Where the memory runs out, the batch and then the tile is halved, for the rest of the context.
+    Where the memory runs out, the batch and then the tile is halved, for the rest of the context. A pipeline that keeps
+    whole networks off the GPU sets them up anew after each call: there, open a context for each call.
 
     Args:
         unet: a diffusers UNet (UNet2DConditionModel and its like) of 4 or 9 channels.
