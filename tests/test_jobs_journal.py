@@ -284,7 +284,12 @@ def test_no_journal_and_a_link_in_its_place_are_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / FOLDER).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(JournalError, match="expected a folder, got a link"):
+    with pytest.raises(JournalError, match="got a link, which may lead out of the output folder; remove it"):
+        Journal.open(tmp_path / "out", create=True)
+    (tmp_path / "out" / FOLDER).unlink()
+    (tmp_path / "out" / FOLDER).mkdir()
+    (tmp_path / "out" / FOLDER / "journal.sqlite").symlink_to(tmp_path / "elsewhere" / "book")
+    with pytest.raises(JournalError, match="got a link"):
         Journal.open(tmp_path / "out", create=True)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 

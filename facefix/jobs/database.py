@@ -45,6 +45,11 @@ CREATE TABLE reports (
 """
 
 
+def files(folder: Path) -> tuple[Path, ...]:
+    """The journal in its folder, and what SQLite and the lock put beside it."""
+    return tuple(folder / name for name in ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "lock"))
+
+
 def holder() -> str:
     """Who this process is, for those who find a journal in its hands."""
     return f"process {os.getpid()} on {socket.gethostname()}"

@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facefix.errors import FacefixError, JournalError, PhotoError, shown
-from facefix.jobs.database import FOLDER
 from facefix.jobs.engines import Broken, Engine, Lost, Recalled, Told
 from facefix.jobs.files import emptied, looked_at
 from facefix.jobs.journal import Journal
 from facefix.jobs.looking import Looked, look
 from facefix.jobs.rows import Found, Row, row_id
-from facefix.jobs.walk import Closed
+from facefix.jobs.walk import Ahead, Closed
 from facefix.jobs.workers import STAGE, Job, Outcome, Ready, Run, Twin, Wishes, work_id
 
 Event = Literal["met", "done", "copied", "before", "failed", "failed before", "closed", "note"]
@@ -38,7 +37,7 @@ Hears = Callable[[Event, Path, "dict[str, Any] | str"], None]
 """Called with what happened, the source, and the report or the reason: `met` when a photo is there to be done, `before`
 when it was done by an earlier run, `closed` for a folder that cannot be looked into, `note` for the user."""
 
-_AHEAD, _WALKED, _HEARD, _IN_A_ROW = 4, 256, 64, 3
+_AHEAD, _HEARD, _IN_A_ROW = 4, 64, 3
 _LEASE_S, _ROUND_S = 3600.0, 0.5
 
 
@@ -62,8 +61,6 @@ class Drive:
         self.stop = threading.Event()
         self.peak_bytes = 0
         self._told: queue.SimpleQueue[Told | Looked] = queue.SimpleQueue()
-        self._walked: queue.Queue[list[Found | Closed] | Exception | None] = queue.Queue(4)
-        self._ended = threading.Event()
         self._walking = True
         self._rows: dict[int, Row] = {}  # claimed, and not heard of since
         self._looking = 0
@@ -91,7 +88,7 @@ class Drive:
             emptied(stage)  # what workers of earlier runs left unfinished, all of it
         except OSError as error:
             raise JournalError(stage, f"{error.strerror}; name an output folder that can be written") from error
-        threading.Thread(target=self._walk, args=(walk,), daemon=True).start()
+        self._walked = Ahead(walk)
         renewed = time.monotonic()
         self._looker = ThreadPoolExecutor(2, thread_name_prefix="look")
         now = False
@@ -107,7 +104,7 @@ class Drive:
             now = True
             raise
         finally:
-            self._ended.set()
+            self._walked.close()
             self._looker.shutdown(wait=not now, cancel_futures=True)
             self.engine.recall()
             try:
@@ -117,26 +114,6 @@ class Drive:
                 raise
 
     # ---- before -------------------------------------------------------------------------------------------------
-
-    def _walk(self, walk: Iterable[Found | Closed]) -> None:
-        """Puts what is met into the queue, in lists; it waits while the queue is full."""
-        met: list[Found | Closed] = []
-        try:
-            for each in walk:
-                met.append(each)
-                if len(met) == _WALKED:
-                    self._offer(met)
-                    met = []
-            self._offer(met)
-            self._offer(None)
-        except (OSError, FacefixError, ValueError) as error:
-            self._offer(error)
-
-    def _offer(self, what: list[Found | Closed] | Exception | None) -> None:
-        while not self._ended.is_set():
-            with contextlib.suppress(queue.Full):
-                self._walked.put(what, timeout=_ROUND_S)
-                return
 
     def _first_ready(self) -> None:
         while not self.stop.is_set():
@@ -184,7 +161,7 @@ class Drive:
     def _heard(self) -> list[Told | Looked]:
         """What was told since the last round; where nothing else is to be done, it waits for something."""
         heard: list[Told | Looked] = []
-        busy = self._walking and not self._walked.empty()
+        busy = self._walking and self._walked.has_met
         with contextlib.suppress(queue.Empty):
             heard.append(self._told.get(timeout=0.001 if busy else _ROUND_S if self._rows else _ROUND_S / 10))
             while len(heard) < _HEARD:
@@ -193,17 +170,15 @@ class Drive:
 
     def _meet(self) -> None:
         """Adds what the walk has met."""
+        met: list[Found | Closed] = []
         try:
-            met = self._walked.get_nowait() if self._walking else []
-        except queue.Empty:
-            return
-        if met is None:
+            met = self._walked.take() if self._walking else []
+        except EOFError:
             self._walking = False
-        elif isinstance(met, Exception):
-            self._fatal = met
-        else:
-            for each in met:
-                self._add(each)
+        except (OSError, FacefixError, ValueError) as error:  # as the walk raised it
+            self._fatal = error
+        for each in met:
+            self._add(each)
 
     def _add(self, met: Found | Closed) -> None:
         if isinstance(met, Closed):
@@ -348,7 +323,7 @@ class Drive:
             self._fail_blocked()
         elif outcome.everybodys:
             self._blocked.append((row, outcome))
-            if len(self._blocked) == _IN_A_ROW or not (self.run.out / FOLDER).is_dir():
+            if len(self._blocked) == _IN_A_ROW or not os.access(self.run.out / STAGE, os.W_OK):
                 told = "the photos that follow would meet it, too; run the same command again when it is mended"
                 self._fatal = Stopped(f"{outcome.reason}; {told}")
         elif job.twin is not None:

@@ -52,6 +52,8 @@ def put(staged: Path, target: Path, *, replace: bool) -> None:
         PhotoUnwritable: another file stands there, and it is not to be replaced.
         OSError: the file system refuses.
     """
+    with open(staged, "rb") as file:  # its time, too
+        os.fsync(file.fileno())
     if not replace:
         try:
             os.link(staged, target)  # unlike a rename, fails where something stands there

@@ -66,9 +66,10 @@ class Journal:
             JournalError: there is none, it is damaged, of another version, or another process holds it.
         """
         folder = out / database.FOLDER
-        path = folder / "journal.sqlite"
-        if folder.is_symlink():
-            raise JournalError(folder, "expected a folder, got a link; remove it")
+        path = database.files(folder)[0]
+        link = next((each for each in (folder, *database.files(folder)) if each.is_symlink()), None)
+        if link is not None:
+            raise JournalError(link, "got a link, which may lead out of the output folder; remove it")
         if not create and not path.is_file():
             raise JournalError(path, "there is no such journal; name the folder that `facefix restore … -o` wrote")
         try:

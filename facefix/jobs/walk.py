@@ -19,21 +19,25 @@ folder, some 150 bytes a name, not with the tree.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import glob
 import hashlib
 import os
+import queue
+import threading
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from facefix.errors import UsageError, shown
+from facefix.errors import FacefixError, UsageError, shown
 from facefix.imagefile import SUFFIXES
 from facefix.jobs.rows import Found, Mark
 
 _LONGEST, _LONGEST_SUFFIX = 255, len(".tiff")
 _NOTHING = Mark(0, 0, 0)
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,58 @@ class Walk:
         if self._out is None or (entry.inode() != self._out[1] and not entry.is_symlink()):
             return False
         return _identity(Path(entry.path)) == self._out
+
+
+class Ahead:
+    """A walk that goes on in a thread of its own, a bounded way ahead of the one who takes what it meets."""
+
+    def __init__(self, walk: Iterable[Found | Closed]) -> None:
+        self._met: queue.Queue[list[Found | Closed] | Exception] = queue.Queue(4)
+        self._closed = threading.Event()
+        threading.Thread(target=self._go, args=(walk,), daemon=True).start()
+
+    def _go(self, walk: Iterable[Found | Closed]) -> None:
+        met: list[Found | Closed] = []
+        try:
+            for each in walk:
+                met.append(each)
+                if len(met) == _AT_ONCE:
+                    self._offer(met)
+                    met = []
+            self._offer(met)
+            self._offer(EOFError())
+        except (OSError, FacefixError, ValueError) as error:
+            self._offer(error)
+
+    def _offer(self, met: list[Found | Closed] | Exception) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._met.put(met, timeout=0.5)
+                return
+
+    @property
+    def has_met(self) -> bool:
+        """Whether there is something to take at once."""
+        return not self._met.empty()
+
+    def take(self) -> list[Found | Closed]:
+        """What was met since, some hundreds at most; nothing where the walk is still looking.
+
+        Raises:
+            EOFError: the walk is over.
+            OSError, FacefixError, ValueError: what the walk raised.
+        """
+        try:
+            met = self._met.get_nowait()
+        except queue.Empty:
+            return []
+        if isinstance(met, Exception):
+            raise met
+        return met
+
+    def close(self) -> None:
+        """Nothing; the walk ends at what it meets next."""
+        self._closed.set()
 
 
 _Identity = tuple[int, int] | None

@@ -217,7 +217,7 @@ def take(step: Callable[[FaceFix, Run, Way], None], fix: FaceFix, run: Run, way:
         step(fix, run, way)
         return
     except PhotoError as error:
-        gone = not (run.out / FOLDER).is_dir()
+        gone = not os.access(run.out / STAGE, os.W_OK)
         everybodys = gone or (isinstance(error, PhotoUnwritable) and _number(error) in _EVERYBODYS)
         reason = str(error) if error.path is not None else f"{text_of(job.source)}: {error}"
         told = {"reason": reason, "everybodys": everybodys, "taken": isinstance(error.__cause__, FileExistsError)}
@@ -262,6 +262,10 @@ def _write(fix: FaceFix, run: Run, way: Way) -> None:
         put(staged, folder / job.target.name, replace=job.replace or run.overwrite)
         if job.stale is not None and job.stale != job.target:
             (inside(run.out, job.stale.parent) / job.stale.name).unlink(missing_ok=True)
+    except PhotoUnwritable as error:
+        if error.path != staged:
+            raise
+        raise PhotoUnwritable(run.out / job.target, error.problem) from error.__cause__
     except OSError as error:
         problem = f"it could not be written ({error.strerror or error}); check the folder and the disk"
         raise PhotoUnwritable(run.out / job.target, problem) from error
@@ -303,8 +307,6 @@ def _copied(run: Run, job: Job, twin: Twin, staged: Path) -> dict[str, Any]:
             linked = True
     if not linked:
         shutil.copyfile(origin, staged)
-        with open(staged, "rb") as file:
-            os.fsync(file.fileno())
     own = {"source": text_of(job.source), "target": text_of(job.target)}
     return {**twin.report, **own, "id": job.id, "same_as": text_of(twin.target)}
 
