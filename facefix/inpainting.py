@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from facefix import blend, imagefile, inpaint, upscale
 from facefix.errors import DeviceError, PhotoRefused, UsageError
-from facefix.inpaint import compose
+from facefix.inpaint import compose, matching
 from facefix.inpaint.compose import Bits, Margins
 from facefix.pipeline import OUTSIDE, FaceFix, PhotoLike, as_photo, text_of
 from facefix.recipe import Recipe
@@ -234,7 +234,7 @@ class Inpainter:
         raster, pieces = photo.raster.copy(), self._pieces(reach)
         for number, (box, own) in enumerate(pieces):
             scene, part = photo.pixels(box), reach[box.slices]
-            guide = compose.guide(scene, part, recipe.contrast)
+            guide = matching.guide(scene, part, recipe.contrast)
             told = _named(progress, "fill", number, len(pieces))
             drawn = self.engine.fill(guide.scene, part.astype(np.float32), seed=seed + number, progress=told)
             whole = self._finished(guide.back(drawn), scene, part, seed + number)
@@ -285,7 +285,7 @@ class Inpainter:
         whole = np.where(reach[:, :, None], drawn, scene)
         if not np.isfinite(whole).all():
             raise DeviceError(f"{self.engine.name}: it gave no finite numbers; try --precision float32")
-        return compose.grained(compose.smoothed(whole, self.recipe.post), reach, self.recipe.fill_grain, seed)
+        return matching.grained(matching.smoothed(whole, self.recipe.post), reach, self.recipe.fill_grain, seed)
 
     def _faces(self, filled: _Filled, target: Path | None, progress: Progress | None) -> Result:
         """The result with the faces restored that the hole touches, inside its soft edge and `face_spill_px` more."""

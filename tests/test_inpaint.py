@@ -10,7 +10,7 @@ import pytest
 
 from facefix import inpaint
 from facefix.errors import UsageError, WeightsInvalid, WeightsMissing
-from facefix.inpaint import compose
+from facefix.inpaint import compose, matching
 from facefix.inpaint.compose import Margins
 from facefix.inpaint.telea import Telea
 from facefix.recipe import Recipe
@@ -128,10 +128,10 @@ def test_equalising_has_an_inverse_and_the_hole_no_say() -> None:
     reach[20:30, 30:50] = True
     spoiled = scene.copy()
     spoiled[reach] = (1, 0, 1)
-    guide = compose.guide(scene, reach, "equalize")
+    guide = matching.guide(scene, reach, "equalize")
     assert guide.scene.std() > 1.5 * scene.std()
     np.testing.assert_allclose(guide.back(guide.scene), scene, atol=6e-3)  # colours that do not fit are clipped
-    other = compose.guide(spoiled, reach, "equalize")
+    other = matching.guide(spoiled, reach, "equalize")
     np.testing.assert_array_equal(other.scene[~reach], guide.scene[~reach])
 
 
@@ -141,7 +141,7 @@ def test_clahe_is_taken_back_by_the_ring_around_each_hole() -> None:
     reach[10:18, 10:22] = reach[40:50, 60:72] = True
     spoiled = scene.copy()
     spoiled[reach] = 1
-    guide, other = (compose.guide(each, reach, "clahe") for each in (scene, spoiled))
+    guide, other = (matching.guide(each, reach, "clahe") for each in (scene, spoiled))
     np.testing.assert_array_equal(other.scene[~reach], guide.scene[~reach])
     assert np.abs(guide.scene - scene)[~reach].mean() > 0.02
     # an engine that fills with the ring's own mean as it sees it gives the mean of the photo's ring
@@ -156,7 +156,7 @@ def test_clahe_is_taken_back_by_the_ring_around_each_hole() -> None:
 
 def test_no_contrast_shows_the_scene_itself() -> None:
     scene = waves()
-    guide = compose.guide(scene, np.zeros(scene.shape[:2], bool), "none")
+    guide = matching.guide(scene, np.zeros(scene.shape[:2], bool), "none")
     assert guide.scene is scene
     assert guide.back(scene) is scene
 
@@ -164,9 +164,9 @@ def test_no_contrast_shows_the_scene_itself() -> None:
 def test_smoothing_takes_noise_away() -> None:
     noisy = np.full((40, 40, 3), 0.5, np.float32)
     noisy[::7, ::7] = 1
-    assert np.abs(compose.smoothed(noisy, "median") - 0.5).max() == 0
-    assert 0 < np.abs(compose.smoothed(noisy, "gaussian") - 0.5).max() < 0.2
-    assert compose.smoothed(noisy, "none") is noisy
+    assert np.abs(matching.smoothed(noisy, "median") - 0.5).max() == 0
+    assert 0 < np.abs(matching.smoothed(noisy, "gaussian") - 0.5).max() < 0.2
+    assert matching.smoothed(noisy, "none") is noisy
 
 
 def test_a_fill_gets_the_grain_around_it() -> None:
@@ -177,17 +177,17 @@ def test_a_fill_gets_the_grain_around_it() -> None:
     mixed = rng.standard_normal(clean.shape) @ [[0.02, 0.01, 0], [0, 0.03, 0.01], [0, 0, 0.02]]
     scene = (clean + mixed).astype(np.float32)
     filled = np.where(reach[:, :, None], clean, scene)
-    got = compose.grained(filled, reach, 1.0, seed=1)
+    got = matching.grained(filled, reach, 1.0, seed=1)
     np.testing.assert_array_equal(got[~reach], scene[~reach])
     np.testing.assert_allclose(np.cov(got[reach].T), np.cov(scene[~reach].T), rtol=0.3, atol=1e-4)
-    half = compose.grained(filled, reach, 0.5, seed=1)
+    half = matching.grained(filled, reach, 0.5, seed=1)
     np.testing.assert_allclose((half - filled)[reach], 0.5 * (got - filled)[reach], atol=1e-6)
-    np.testing.assert_array_equal(compose.grained(filled, reach, 1.0, seed=1), got)
-    assert (compose.grained(filled, reach, 1.0, seed=2) != got).any()
+    np.testing.assert_array_equal(matching.grained(filled, reach, 1.0, seed=1), got)
+    assert (matching.grained(filled, reach, 1.0, seed=2) != got).any()
     # what has grain already, or stands in a photo without any, gets none
-    assert np.abs(compose.grained(scene, reach, 1.0, seed=1) - scene).std() < 0.01
-    assert compose.grained(clean, reach, 1.0, seed=1) is clean
-    assert compose.grained(filled, reach, 0.0, seed=1) is filled
+    assert np.abs(matching.grained(scene, reach, 1.0, seed=1) - scene).std() < 0.01
+    assert matching.grained(clean, reach, 1.0, seed=1) is clean
+    assert matching.grained(filled, reach, 0.0, seed=1) is filled
 
 
 def test_what_is_laid_over_changes_only_where_it_counts() -> None:

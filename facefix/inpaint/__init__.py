@@ -1,8 +1,8 @@
 """What every inpainting engine takes and gives, and which engines there are.
 
-An engine only invents pixels. Everything around it is the caller's and stands in `compose`: dilation and feather of
-the mask, which part of the photo an engine sees, contrast, grain, the frame that outpainting adds, and the promise that
-known pixels keep their bits.
+An engine only invents pixels. Everything around it is the caller's: dilation and feather of the mask, which part of the
+photo an engine sees, the frame that outpainting adds and the promise that known pixels keep their bits stand in
+`compose`, contrast and grain in `matching`.
 
 Importing this package loads neither torch nor OpenCV; the engines' modules do, when they are loaded.
 """
