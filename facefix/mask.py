@@ -96,6 +96,18 @@ def label_mask(labels: Labels, classes: Collection[int], size: int | None = None
     return _resized(soft * _edge_window(side), target)
 
 
+def crop_mask(size: int, feather: float = FEATHER) -> Mask:
+    """A (size, size) mask over the whole crop that fades out towards its edge, where it is 0.
+
+    Args:
+        size: side of the crop, px.
+        feather: width of the soft band as a part of the side, 0.02 to 0.5.
+    """
+    at = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    ramp = _smoothstep(np.minimum(at, size - at) / np.float32(feather * size))
+    return np.asarray(ramp[:, None] * ramp[None, :] * _edge_window(size), np.float32)
+
+
 def grow(mask: Mask, distance_px: float) -> Mask:
     """The mask widened (or, below 0, narrowed) by so many pixels on every side, levels kept."""
     radius = round(abs(distance_px))

@@ -90,7 +90,7 @@ class FaceFix:
         detector, weight = detectors.installed(recipe.detector, store, device=device)
         used: tuple[Weight, ...] = (weight, *shelf.weights)
         parser = upscaler = None
-        if recipe.mask_from != "landmarks":
+        if recipe.mask_from not in ("landmarks", "crop"):
             weight, path = store.require(f"parsing_{recipe.mask_from}")
             used += (weight,)
             parser = parse.load(recipe.mask_from, path, device=device)
@@ -257,6 +257,8 @@ class FaceFix:
 
     def _shape(self, crop: Crop) -> Mask:
         """The crop's soft mask."""
+        if self.recipe.mask_from == "crop":
+            return masks.crop_mask(crop.template.size, self.recipe.feather)
         points = align.moved(crop.crop_from_photo, crop.face.points)
         if self.parser is None:
             return masks.landmark_mask(points, crop.template.size, self.recipe.feather)

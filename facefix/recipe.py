@@ -97,8 +97,9 @@ class Recipe:
     )
     mask_from: str = _setting(
         "landmarks",
-        "What shapes the soft masks: the landmarks, or a face parser where its weights are.",
-        choices=("landmarks", "parsenet", "bisenet"),
+        "What shapes the soft masks: the landmarks, or a face parser where its weights are; crop takes all that the "
+        "network sees, hair and surroundings of a portrait included, and fades out at its edge.",
+        choices=("landmarks", "parsenet", "bisenet", "crop"),
     )
     feather: float = _setting(
         0.18, "Width of a face mask's soft edge as a part of the face's width.", minimum=0.02, maximum=0.5

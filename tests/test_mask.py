@@ -176,3 +176,14 @@ def test_a_user_mask_of_another_size_is_refused() -> None:
     with pytest.raises(UsageError, match="expected 40x30"):
         mask.check_user_mask(np.zeros((30, 41), np.float32), 40, 30)
     mask.check_user_mask(np.zeros((30, 40), np.float32), 40, 30)
+
+
+@pytest.mark.parametrize("size", [64, 513])
+def test_the_mask_of_a_whole_crop_is_1_in_the_middle_and_0_at_its_edge(size: int) -> None:
+    found = mask.crop_mask(size, 0.2)
+    assert found[size // 2 - 4 : size // 2 + 5, size // 2 - 4 : size // 2 + 5].min() == 1
+    assert found[[0, -1]].max() == found[:, [0, -1]].max() == 0
+    np.testing.assert_allclose(found, found[::-1], atol=1e-6)
+    np.testing.assert_allclose(found, found.T, atol=1e-6)
+    assert np.abs(np.diff(found, axis=0)).max() < 1.6 / (0.2 * size) + 0.1
+    assert found.mean() > mask.landmark_mask(align.template("ffhq", size).points, size).mean()

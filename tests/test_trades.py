@@ -62,6 +62,17 @@ def test_faces_get_the_networks_chroma_at_the_photos_own_lightness(shop: Store, 
     assert np.hypot(found[..., 0], found[..., 1]).min() > 15
 
 
+def test_a_whole_portrait_is_coloured_where_that_is_asked_for(shop: Store, gray: np.ndarray) -> None:
+    face, portrait = (
+        Colorizer.load(Recipe(mask_from=what), device="cpu", store=shop)(gray).photo.raster
+        for what in ("landmarks", "crop")
+    )
+    coloured = [np.ptp(raster.astype(int), axis=2) > 4 for raster in (face, portrait)]
+    assert coloured[1].sum() > 2 * coloured[0].sum() > 2000
+    assert coloured[1][coloured[0]].mean() > 0.99
+    assert np.array_equal(portrait[320:], gray[320:])
+
+
 def test_what_is_around_the_faces_keeps_its_gray_bit_for_bit(shop: Store, gray: np.ndarray) -> None:
     made = Colorizer.load(device="cpu", store=shop)(gray).photo.raster
     changed = (made != gray).any(axis=2)
