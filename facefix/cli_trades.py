@@ -69,8 +69,9 @@ def colorize(
 ) -> None:
     """Give the faces of black-and-white photos colour; only the faces.
 
-    The network has seen nothing but faces, so all else keeps its gray, bit for bit. The lightness of every pixel stays
-    the photo's own; the colours are the network's guess. The result is an RGB file of the photo's format and depth.
+    The network has seen nothing but faces, so all else keeps its gray, bit for bit; --mask-from crop takes in the hair
+    and surroundings of a portrait. The lightness of every pixel stays the photo's own; the colours are the network's
+    guess. The result is an RGB file of the photo's format and depth.
 
     [bold]Examples[/bold]
 
