@@ -362,6 +362,21 @@ def test_an_error_that_nobody_foresaw_fails_one_photo_with_its_traceback(scans: 
     assert len(outcome.reason.splitlines()) == 1
 
 
+def test_a_mask_limits_all_photos_and_belongs_to_the_recipe(scans: Path, tmp_path: Path) -> None:
+    out, mask = tmp_path / "out", tmp_path / "mask.png"
+    for path in (scans / "sub").iterdir():
+        path.unlink()
+    with Image.open(scans / "face.jpg") as photo:
+        Image.new("L", photo.size).save(mask)
+        other = Image.new("L", photo.size, 255)
+    assert kinds(go(scans, out, mask=mask)) == {"done": 1}
+    assert (out / "face.jpg").read_bytes() == (scans / "face.jpg").read_bytes()
+    assert kinds(go(scans, out, mask=mask)) == {"before": 1}
+    other.save(mask)
+    assert kinds(go(scans, out, mask=mask)) == {"done": 1}
+    assert (out / "face.jpg").read_bytes() != (scans / "face.jpg").read_bytes()
+
+
 def test_missing_weights_stop_the_run_before_a_photo_is_touched(scans: Path, tmp_path: Path) -> None:
     with pytest.raises(FacefixError, match="no-such-net") as caught:
         go(scans, tmp_path / "out", recipe=Recipe(restorer="no-such-net"))

@@ -13,7 +13,7 @@ bytes.
 Left alone: hidden files and folders, OUT itself, results of single runs (.facefix. in the name), files without a
 picture's suffix. Files and folders come sorted by name, a folder's files before its folders. Linked folders are
 followed only when asked, and then never into a folder that is being walked. Memory grows with the largest single
-folder, some 150 bytes a name, not with the tree.
+folder, some 200 bytes a name, not with the tree.
 """
 
 from __future__ import annotations
