@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import blend, imagefile, inpaint, upscale
+from facefix import blend, imagefile, inpaint, tone, upscale
 from facefix.errors import DeviceError, PhotoRefused, UsageError
 from facefix.inpaint import compose, matching
 from facefix.inpaint.compose import Bits, Margins
@@ -41,10 +41,11 @@ class _Task:
 
 @dataclass(frozen=True, slots=True)
 class _Filled:
-    """The photo after the fill, the hole at its size, and the boxes that the engine saw, in the order of its work."""
+    """The photo after the fill, the hole at its size, its tone, and the boxes that the engine saw, in their order."""
 
     photo: Photo
     hole: Bits
+    toning: tone.Toning | None
     boxes: tuple[Box, ...]
 
 
@@ -205,6 +206,7 @@ class Inpainter:
             recipe=self.recipe.values("inpaint"),
             weights={**self.digests, **result.report.weights},
             seconds=time.perf_counter() - started,
+            warnings=(*result.report.warnings, *self._remarks(filled.boxes)),
             fill=facts,
         )
         return dataclasses.replace(result, report=report)
@@ -212,18 +214,34 @@ class Inpainter:
     def _fill(self, task: _Task, seed: int, progress: Progress | None) -> _Filled:
         """The hole filled, and the frame grown step by step: what one step made is known to the next."""
         photo, hole, opaque, todo = task.photo, task.hole, task.opaque, task.hole
+        toning = self._toning(photo, hole)
         boxes: list[Box] = []
         for by in list(compose.steps(task.growth)) or [Margins()]:
             new = compose.frame(hole.shape, by)
             alpha = None if photo.alpha is None else compose.extended(photo.alpha, by)
             photo = dataclasses.replace(photo, raster=compose.extended(photo.raster, by), alpha=alpha)
             hole, opaque, todo = (compose.within(bits, by) | new for bits in (hole, opaque, todo))
-            photo, seen = self._filled(photo, todo, seed + len(boxes), progress)
+            photo, seen = self._filled(photo, todo, toning, seed + len(boxes), progress)
             boxes += seen
             todo = np.zeros_like(hole)
-        return _Filled(compose.made_opaque(photo, opaque, self.recipe.feather_px), hole, tuple(boxes))
+        return _Filled(compose.made_opaque(photo, opaque, self.recipe.feather_px), hole, toning, tuple(boxes))
 
-    def _filled(self, photo: Photo, hole: Bits, seed: int, progress: Progress | None) -> tuple[Photo, list[Box]]:
+    def _toning(self, photo: Photo, hole: Bits) -> tone.Toning | None:
+        """The tone that a network's fill is held to: that of a black-and-white or sepia photo, else None."""
+        if not self.kind.network or self.recipe.colour == "free" or hole.all():
+            return None
+        if hole.any():  # what is painted over the hole has no say
+            sparse = np.s_[:: max(1, photo.height // 256), :: max(1, photo.width // 256)]
+            known = photo.raster[sparse][~hole[sparse]]
+            raster = photo.raster.copy()
+            raster[hole] = np.median(known, axis=0) if len(known) else 0
+            photo = dataclasses.replace(photo, raster=raster)
+        found = tone.toning(photo)
+        return None if found.kind == "colour" else found
+
+    def _filled(
+        self, photo: Photo, hole: Bits, toning: tone.Toning | None, seed: int, progress: Progress | None
+    ) -> tuple[Photo, list[Box]]:
         """The photo with this hole filled, and the boxes that the engine saw."""
         recipe = self.recipe
         soft = compose.soft_mask(hole, recipe.feather_px)
@@ -237,7 +255,7 @@ class Inpainter:
             guide = matching.guide(scene, part, recipe.contrast)
             told = _named(progress, "fill", number, len(pieces))
             drawn = self.engine.fill(guide.scene, part.astype(np.float32), seed=seed + number, progress=told)
-            whole = self._finished(guide.back(drawn), scene, part, seed + number)
+            whole = self._finished(guide.back(drawn), scene, part, toning, seed + number)
             compose.lay(photo, raster, box, whole, soft[box.slices] * own)
         return dataclasses.replace(photo, raster=raster), [piece.box for piece in pieces]
 
@@ -263,10 +281,10 @@ class Inpainter:
                 progress=_named(progress, "hires", number, len(boxes)),
             )
             large, edge = compose.scaled(box, scale), compose.enlarged(soft[box.slices], scale)
-            whole = self._finished(drawn, photo.pixels(large), edge > 0, seed + number)
+            whole = self._finished(drawn, photo.pixels(large), edge > 0, filled.toning, seed + number)
             compose.lay(photo, raster, large, whole, edge)
         hole = compose.enlarged(filled.hole.astype(np.float32), scale) >= 0.5
-        return _Filled(dataclasses.replace(photo, raster=raster), hole, filled.boxes)
+        return _Filled(dataclasses.replace(photo, raster=raster), hole, filled.toning, filled.boxes)
 
     def _pieces(self, reach: Bits) -> list[compose.Piece]:
         """What is filled by itself."""
@@ -280,12 +298,23 @@ class Inpainter:
             return compose.regions(reach, self.recipe.context_px)
         return [Box(0, 0, reach.shape[1], reach.shape[0])]
 
-    def _finished(self, drawn: Pixels, scene: Pixels, reach: Bits, seed: int) -> Pixels:
-        """What was drawn, in the scene, after smoothing and with the grain around it."""
-        whole = np.where(reach[:, :, None], drawn, scene)
-        if not np.isfinite(whole).all():
+    def _finished(self, drawn: Pixels, scene: Pixels, reach: Bits, toning: tone.Toning | None, seed: int) -> Pixels:
+        """What was drawn, in the scene, in its photo's tone, after smoothing and with the grain around it."""
+        if not np.isfinite(drawn[reach]).all():
             raise DeviceError(f"{self.engine.name}: it gave no finite numbers; try --precision float32")
-        return matching.grained(matching.smoothed(whole, self.recipe.post), reach, self.recipe.fill_grain, seed)
+        if toning is not None:
+            drawn = matching.toned(drawn, toning)
+        whole = matching.smoothed(np.where(reach[:, :, None], drawn, scene), self.recipe.post)
+        return matching.grained(whole, reach, self.recipe.fill_grain, seed)
+
+    def _remarks(self, boxes: Sequence[Box]) -> tuple[str, ...]:
+        """What the report warns of: an engine that saw a shrunk photo where it need not."""
+        most, recipe = self.kind.works_px, self.recipe
+        seen = max((box.x1 - box.x0) * (box.y1 - box.y0) for box in boxes)
+        if most is None or recipe.tiled or recipe.region == "masked" or seen <= 2 * most:
+            return ()
+        text = f"{self.engine.name} works at {most / 1e6:.1f} megapixels and saw the photo shrunk to them"
+        return (f"{text}; --region masked shows it the hole at full size",)
 
     def _faces(self, filled: _Filled, target: Path | None, progress: Progress | None) -> Result:
         """The result with the faces restored that the hole touches, inside its soft edge and `face_spill_px` more."""

@@ -108,7 +108,7 @@ class Recipe:
         "auto",
         "Colours of a restored face. match: as in the photo around it; keep: the photo's own chroma, only the "
         "brightness is restored; free: as the network made them; auto: keep in black-and-white and sepia photos, "
-        "match in others.",
+        "match in others. A hole that a network fills keeps to the tone of such photos, too, unless free.",
         choices=("auto", "match", "keep", "free"),
     )
     grain: float = _setting(

@@ -393,6 +393,41 @@ def test_auto_without_weights_says_what_would_be_better(tmp_path: Path) -> None:
     assert any("fetch big-lama" in notice for notice in work.notices)
 
 
+def sepia(height: int = 200, width: int = 240) -> np.ndarray:
+    light = 40 + 150 * np.random.default_rng(2).random((height // 8, width // 8))
+    light = cv2.resize(light, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(np.dstack([light * 1.15, light, light * 0.8]), 0, 255).astype(np.uint8)
+
+
+def test_a_networks_fill_keeps_to_the_tone_of_old_photos() -> None:
+    mask = np.zeros((200, 240), bool)
+    mask[60:100, 60:120] = True
+    toned = sepia()
+    gray = np.repeat(toned[:, :, 1:2], 3, axis=2)
+    for scene in (toned, gray):
+        scene[mask] = (255, 0, 0)  # what is painted over the hole has no say in the tone
+    fill = painter(Flat(0.2, 0.6, 0.9))(gray, mask).photo.raster
+    assert np.ptp(fill.astype(int), axis=2).max() <= 1
+    assert 120 < fill[80, 80, 0] < 160
+    red, green, blue = painter(Flat(0.2, 0.6, 0.9))(toned, mask).photo.raster[80, 80].astype(int)
+    assert red > green > blue
+    assert abs(red / green - 1.15) < 0.06
+    for kept in (painter(Flat(0.2, 0.6, 0.9), colour="free"), painter(Flat(0.2, 0.6, 0.9))):
+        scene = toned if kept.recipe.colour == "free" else noise(height=200, width=240)
+        assert kept(scene, mask).photo.raster[80, 80].tolist() == [51, 153, 230]
+
+
+def test_the_report_says_where_an_engine_saw_a_shrunk_photo() -> None:
+    scene, mask = np.full((760, 760, 3), 90, np.uint8), np.zeros((760, 760), bool)
+    mask[100:110, 100:110] = True
+    kind = dataclasses.replace(SEEDED, works_px=512 * 512)
+    whole, masked = (Inpainter(Recipe(faces=False, region=r), kind, Flat(0, 0, 0), None) for r in ("whole", "masked"))
+    [warning] = whole(scene, mask).report.warnings
+    assert warning.startswith("flat works at 0.3 megapixels and saw the photo shrunk to them; --region masked")
+    assert masked(scene, mask).report.warnings == ()
+    assert whole(scene[:700, :700], mask[:700, :700]).report.warnings == ()
+
+
 def test_auto_takes_lama_from_the_store_and_names_its_file(tmp_path: Path) -> None:
     from made_lama import TINY, made_state
     from safetensors.torch import save_file

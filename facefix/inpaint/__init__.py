@@ -62,6 +62,7 @@ class Kind:
         uses: the settings that only some engines use, and this one does.
         seeded: whether another seed gives another fill.
         network: whether a trained network invents the pixels, which the file's metadata then say.
+        works_px: about how many pixels it draws at once; it shrinks what is larger. None where it does not.
         sees_px: how far from the hole anything has a say in its fill; None for all of the photo.
     """
 
@@ -70,6 +71,7 @@ class Kind:
     uses: frozenset[str] = frozenset()
     seeded: bool = False
     network: bool = True
+    works_px: int | None = None
     sees_px: int | None = None
 
 
@@ -80,11 +82,11 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("cv2", network=False, sees_px=64),
-        Kind("lama", "big-lama", frozenset({"model", "refine"})),
+        Kind("lama", "big-lama", frozenset({"model", "refine"}), works_px=1_800_000),
         Kind("face", "gpen-inpainting-1024", frozenset({"model"})),
         Kind("mat", "mat-places-512", frozenset({"model", "candidates"}), seeded=True),
-        Kind("sd", None, _DRAWING | {"candidates"}, seeded=True),
-        Kind("sdxl", None, _DRAWING | {"candidates"}, seeded=True),
+        Kind("sd", None, _DRAWING | {"candidates"}, seeded=True, works_px=512 * 512),
+        Kind("sdxl", None, _DRAWING | {"candidates"}, seeded=True, works_px=1024 * 1024),
     )
 }
 _PARTICULAR = frozenset[str]().union(*(kind.uses for kind in KINDS.values()))

@@ -1,4 +1,4 @@
-"""Making a fill match its photo: the contrast that the engine sees, smoothing afterwards, and the grain around it.
+"""Making a fill match its photo: the contrast that the engine sees, the photo's tone, smoothing, and grain.
 
 Source: contrast-limited equalisation as in K. Zuiderveld, Graphics Gems IV, 1994, by OpenCV.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facefix.inpaint.compose import Bits, clipped, grown, moved, tiles_of, widened
+from facefix.tone import Toning
 from facefix.types import Box, Pixels
 
 _RING_PX = 16
@@ -110,6 +111,18 @@ def _lab(pixels: Pixels) -> NDArray[np.float32]:
 
 def _interp(values: NDArray[np.float32], at: NDArray[Any], to: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(np.interp(values, at, to), np.float32)
+
+
+def toned(drawn: Pixels, found: Toning) -> Pixels:
+    """The pixels in the tone of a black-and-white or sepia photo: their lightness, and the colour it has there."""
+    lab = _lab(drawn)
+    if found.kind == "gray":
+        lab[:, :, 1:] = 0
+    elif found.kind == "toned":
+        lab[:, :, 1:] = found.chroma(lab[:, :, 0])
+    else:
+        return drawn
+    return _with_lightness(lab, _lightness(lab))
 
 
 def smoothed(filled: Pixels, post: str) -> Pixels:
