@@ -97,8 +97,8 @@ class Graph:
             session = self._ort.InferenceSession(str(path), options, providers=providers)
         except self._failures as error:
             raise WeightsInvalid(path, f"is a damaged ONNX file ({_line(error)}); {EXPECTED}; get it again") from None
-        wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
-        if wanted not in session.get_providers():
+        asked = isinstance(providers[0], tuple)  # auto takes what there is
+        if asked and "CUDAExecutionProvider" not in session.get_providers():
             raise DeviceError(
                 "ONNX Runtime cannot use CUDA here; install the CUDA version that it asks for, or choose cpu"
             )
@@ -120,13 +120,15 @@ def _providers(ort: Any, device: str | torch.device) -> list[Any]:
     """
     name = str(device)
     there = ort.get_available_providers()
-    if name == "cpu" or (name == "auto" and "CUDAExecutionProvider" not in there):
+    if name == "auto":
+        return [each for each in ("CUDAExecutionProvider", "CPUExecutionProvider") if each in there]
+    if name == "cpu":
         return ["CPUExecutionProvider"]
-    if not (name == "auto" or name.startswith("cuda")):
+    if not name.startswith("cuda"):
         raise DeviceError(f"device {name}: an ONNX file runs on cpu or cuda; choose one of them")
     if "CUDAExecutionProvider" not in there:
         raise DeviceError(f"device {name}: this ONNX Runtime has no CUDA; `pip install onnxruntime-gpu`, or choose cpu")
-    return [("CUDAExecutionProvider", {"device_id": torch.device(name).index or 0} if name != "auto" else {})]
+    return [("CUDAExecutionProvider", {"device_id": torch.device(name).index or 0}), "CPUExecutionProvider"]
 
 
 def _side(shape: list[Any]) -> int | None:
