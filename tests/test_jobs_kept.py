@@ -170,3 +170,13 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     with pytest.raises(PhotoUnwritable, match="plain"):
         kept.put(tmp_path, "plain/c.png", b"three")
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../../private.png", "/private.png"])
+def test_records_cannot_name_other_files(tmp_path: Path, name: str) -> None:
+    photo = made_photo(120, 120)
+    records = kept.keep(tmp_path, ID, photo, result_of(photo, crowd(photo, CROWD[:1])))
+    records[1] |= {"before": name, "after": name}
+    for look in (lambda: kept.cleared(tmp_path, photo, records), lambda: kept.pair(tmp_path, records[1])):
+        with pytest.raises(PhotoUnreadable, match="a way out of the store"):
+            look()

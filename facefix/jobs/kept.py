@@ -139,7 +139,7 @@ def pair(store: Path, record: Kept) -> tuple[Photo, Photo]:
     Raises:
         PhotoUnreadable: what was stored is missing or damaged.
     """
-    return imagefile.read(store / record["before"]), imagefile.read(store / record["after"])
+    return imagefile.read(_below(store, record["before"])), imagefile.read(_below(store, record["after"]))
 
 
 def put(store: Path, name: str, content: bytes) -> None:
@@ -170,7 +170,7 @@ def _lay_tangled(
 ) -> None:
     """Writes into the raster what the staying ones of faces whose boxes overlap make of the canvas."""
     boxes = {number: Box(*record["box"]) for number, record in tangled.items()}
-    touches, values = _read_shares(store / next(iter(tangled.values()))["shares"], boxes)
+    touches, values = _read_shares(_below(store, next(iter(tangled.values()))["shares"]), boxes)
     area = blend.around(boxes.values())
     leaving, several, shared = (np.zeros((area.y1 - area.y0, area.x1 - area.x0), bool) for _ in range(3))
     for number, box in boxes.items():
@@ -249,11 +249,22 @@ def _png(photo: Photo, box: Box) -> bytes:
 
 def _read(store: Path, record: Kept, kind: str) -> Raster:
     """The stored raster of a face before or after."""
-    path, box = store / record[kind], Box(*record["box"])
+    path, box = _below(store, record[kind]), Box(*record["box"])
     stored = imagefile.read(path)
     if stored.meta.warnings or (stored.width, stored.height) != (box.x1 - box.x0, box.y1 - box.y0):
         raise PhotoUnreadable(path, "the stored face is damaged, or not of the size on record; restore the photo again")
     return stored.raster
+
+
+def _below(store: Path, name: str) -> Path:
+    """The file of that name in the store.
+
+    Raises:
+        PhotoUnreadable: the name leads out of it, as no run's does.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise PhotoUnreadable(Path(name), "expected the name of a stored face, got a way out of the store")
+    return store / name
 
 
 def _change(before: Photo, after: Photo, patch: Patch, box: Box, scale: float) -> float:
