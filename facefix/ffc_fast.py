@@ -3,6 +3,7 @@
 - Normalisation is folded into the convolutions before it, and convolutions of the same features are one.
 - Features lie pixel by pixel (channels last), in which order the spectrum's real and imaginary parts are what the
   published weights take them for: nothing is turned around on the way to and from the Fourier transforms.
+- 3x3 convolutions with many channels go through `winograd` (float32 on a CPU), forth and back.
 - The weights are fixed, so gradients with regard to features need to know nothing but where the rectifiers let through:
   one byte a value, where a graph of plain operations keeps the inputs of every one of them. Nothing is computed twice
   for it, as checkpointing would.
@@ -17,6 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facefix.ffc import Convolution, FFCBlock, FFCLayer, Generator, SpectralTransform, reflected
+from facefix.winograd import TILE, Winograd, tiled, transformed
+
+MANY_CHANNELS = 96
+MANY_PIXELS = 1024
+STRIP_PIXELS = 2048
 
 CHUNK_BYTES = 48 << 20
 """More than the 32 MB up to which a C library keeps what is freed: small pieces between large ones would pin those."""
@@ -59,10 +65,11 @@ class Folded(nn.Module):
 
 
 class _Memory:
-    """Gives out booleans of one pass from few large pieces of memory."""
+    """What one pass and its gradient work in: booleans from few large pieces, and the strips of 3x3 convolutions."""
 
     def __init__(self, device: torch.device) -> None:
         self.left = torch.empty(0, dtype=torch.bool, device=device)
+        self.strips: dict[tuple[int, int, int, int], Winograd] = {}
 
     def like(self, values: Tensor) -> Tensor:
         """As many booleans as there are values, laid out as they are; the values are dense."""
@@ -73,25 +80,56 @@ class _Memory:
         # data: pieces are written one after the other, and are no versions of each other
         return part.as_strided(values.shape, values.stride()).data
 
+    def convolved(self, wide: Tensor, weight: Tensor) -> Tensor:
+        """(B, I, H, W) and (O, I, k, k) -> (B, O, H - k + 1, W - k + 1); 3x3 by Winograd where that is sooner.
+
+        The weights are transformed at each call: kept, they would take four times the memory of the network.
+        """
+        outputs, inputs, side = weight.shape[:3]
+        height, width = wide.shape[2] - side + 1, wide.shape[3] - side + 1
+        plain = wide.device.type != "cpu" or wide.dtype != torch.float32
+        if plain or side != 3 or min(inputs, outputs) < MANY_CHANNELS or height * width < MANY_PIXELS:
+            return F.conv2d(wide, weight)
+        missing = -height % TILE, -width % TILE
+        pixels = F.pad(wide.permute(0, 2, 3, 1), (0, 0, 0, missing[1], 0, missing[0]))
+        rows, columns = height + missing[0], width + missing[1]
+        strip = min(rows, max(TILE, STRIP_PIXELS // columns // TILE * TILE))
+        key = (inputs, outputs, strip, columns)
+        if key not in self.strips:
+            self.strips[key] = Winograd(*key)
+        factors = transformed(weight.contiguous())
+        size = (len(wide), outputs, rows, columns)
+        result = torch.empty(size, dtype=wide.dtype, memory_format=torch.channels_last)
+        for picture, convolved in zip(pixels, result.permute(0, 2, 3, 1), strict=True):
+            for top in range(0, rows, strip):
+                part = convolved[top : top + strip]
+                tiled(part).copy_(self.strips[key](picture[top : top + len(part) + 2], factors))
+        if not any(missing):
+            return result
+        return result[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
+
 
 class _Convolve(torch.autograd.Function):
     """A convolution by fixed weights, the border reflected; keeps nothing for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return F.conv2d(reflected(features, weight.shape[-1] // 2), weight, bias)
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, memory: _Memory) -> Tensor:
+        ctx.weight, ctx.memory = weight, memory
+        result = memory.convolved(reflected(features, weight.shape[-1] // 2), weight)
+        return result if bias is None else result.add_(bias.view(1, -1, 1, 1))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        margin = ctx.weight.shape[-1] // 2
-        wide = F.conv_transpose2d(grads[0], ctx.weight)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        side = ctx.weight.shape[-1]
+        margin = side // 2
+        around = F.pad(grads[0], (side - 1,) * 4)
+        wide = ctx.memory.convolved(around, ctx.weight.flip(2, 3).transpose(0, 1))
         for axis in (2, 3):  # what was reflected counts where it came from
             size = wide.shape[axis]
             wide.narrow(axis, margin + 1, margin).add_(wide.narrow(axis, 0, margin).flip(axis))
             wide.narrow(axis, size - 2 * margin - 1, margin).add_(wide.narrow(axis, size - margin, margin).flip(axis))
             wide = wide.narrow(axis, margin, size - 2 * margin)
-        return wide, None, None
+        return wide, None, None, None
 
 
 class _Double(torch.autograd.Function):
@@ -113,13 +151,13 @@ class _Rectify(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, memory: _Memory) -> Tensor:
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(torch.le(features, 0, out=memory.like(features)))
+            ctx.save_for_backward(torch.gt(features, 0, out=memory.like(features)))
         ctx.mark_dirty(features.relu_())
         return features
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].masked_fill(ctx.saved_tensors[0], 0), None
+        return ctx.saved_tensors[0].to(grads[0].dtype).mul_(grads[0]), None
 
 
 class _Transform(torch.autograd.Function):
@@ -141,8 +179,8 @@ class _Transform(torch.autograd.Function):
         return pixels
 
 
-def _convolved(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return cast(Tensor, _Convolve.apply(features, weight, bias))
+def _convolved(features: Tensor, memory: _Memory, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return cast(Tensor, _Convolve.apply(features, weight, bias, memory))
 
 
 def _doubled(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -255,8 +293,8 @@ class _Layer(nn.Module):
     def forward(self, features: Tensor, memory: _Memory) -> Tensor:
         near, far = features[:, : self.local], features[:, self.local :]
         spectral = self.spectral(far.permute(0, 2, 3, 1), memory).permute(0, 3, 1, 2)
-        beside = torch.cat([_convolved(far, self.from_global), spectral], dim=1)
-        return _rectified(_convolved(near, self.from_local, self.bias).add_(beside), memory)
+        beside = torch.cat([_convolved(far, memory, self.from_global), spectral], dim=1)
+        return _rectified(_convolved(near, memory, self.from_local, self.bias).add_(beside), memory)
 
 
 class _Block(nn.Module):
@@ -294,4 +332,4 @@ class _Exit(nn.Module):
         _keep(self, weight=conv.weight, bias=conv.bias)
 
     def forward(self, features: Tensor, memory: _Memory) -> Tensor:
-        return _convolved(features, self.weight, self.bias).sigmoid()
+        return _convolved(features, memory, self.weight, self.bias).sigmoid()

@@ -3,6 +3,7 @@
     gpen   the network beside the published code and ONNX Runtime
     photo  everything but the networks beside facexlib's align and paste
     archive  a run over many photos beside a bare loop around the API; the journal
+    inpaint  LaMa beside spandrel's: a pass, a refinement step, memory
 
 Each part is a module with options of its own: `python scripts/bench.py PART --help`.
 """
@@ -13,7 +14,7 @@ import importlib
 import sys
 from pathlib import Path
 
-PARTS = {"gpen": "bench_gpen", "photo": "bench_paste", "archive": "bench_archive"}
+PARTS = {"gpen": "bench_gpen", "photo": "bench_paste", "archive": "bench_archive", "inpaint": "bench_inpaint"}
 
 
 def main(argv: list[str]) -> int:

@@ -287,6 +287,7 @@ def _agreed(
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            del drawn, loss  # or the next pass begins beside what is left of this one
         tick()
     return Level(composed(drawn[:, :, :height, :width], picture, hole), tuple(losses))
 
