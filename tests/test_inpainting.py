@@ -483,6 +483,32 @@ def test_the_file_keeps_its_metadata_and_says_what_ai_made(
     assert LABEL not in saved(silent, source, away, tmp_path / "silent.png")[1]
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_known_pixels_keep_their_bits_from_file_to_file(bits: int, channels: int, suffix: str, tmp_path: Path) -> None:
+    icc = PROFILE if channels > 2 else imagecodecs.cms_profile("gray", gamma=1.8)
+    array = noise(bits, channels=channels)
+    made = imagefile.from_array(array)
+    imagefile.write(
+        dataclasses.replace(made, meta=dataclasses.replace(made.meta, icc=icc)),
+        tmp_path / f"in{suffix}",
+        ai_label=False,
+    )
+    photo = imagefile.read(tmp_path / f"in{suffix}")
+    assert (photo.meta.bits, photo.meta.gray, photo.meta.icc) == (bits, channels < 3, icc)
+    work = painter(Reckless())
+    assert work.save(work(photo, strokes()), photo, tmp_path / f"out{suffix}") == ()
+    got = imagefile.read(tmp_path / f"out{suffix}")
+    known = distance_slowly(strokes()) >= 4
+    colours = array[:, :, : 1 if channels < 3 else 3]
+    np.testing.assert_array_equal(got.raster[known], np.broadcast_to(colours, (48, 64, 3))[known])
+    assert (got.raster != photo.raster).any(axis=2)[strokes()].mean() > 0.9
+    assert (got.meta.bits, got.meta.gray, got.meta.icc) == (bits, channels < 3, icc)
+    if channels in (2, 4):
+        np.testing.assert_array_equal(got.alpha, array[:, :, -1])
+
+
 def test_a_fill_that_changes_nothing_copies_the_file_and_one_that_changes_alpha_does_not(tmp_path: Path) -> None:
     flat = np.full((40, 40, 4), 128, np.uint8)
     flat[:, :, 3] = 255
