@@ -164,6 +164,7 @@ def test_tensor_bytes_tell_the_published_sizes_apart() -> None:
         ("face_detection_yunet_2023mar.onnx", "yunet"),
         ("lama", "big-lama"),
         ("Places_512_FullData_G.pth", "mat-places-512"),
+        ("places_512_fulldata_g", "mat-places-512"),
         ("facefix-lite-256", "facefix-lite-256"),
     ],
 )
