@@ -314,6 +314,12 @@ def test_a_browser_flips_decides_exports_and_the_export_is_carried_out(
     size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     assert page.run("return document.documentElement.scrollWidth") <= 360
+    page.run("document.querySelectorAll('#grid button')[1].click()")
+    assert page.run("return [current, Math.round(at('view').getBoundingClientRect().top)]") == [1, 0]
+    page.run("at('back').click()")
+    assert page.run("return [current, Math.round(at('view').getBoundingClientRect().top)]") == [0, 0], (
+        "the picture stays in sight"
+    )
     browser.find_element("id", "export").click()
     assert browser.get_log("browser") == []
     exported = tmp_path / "downloads" / "decisions.json"
