@@ -12,6 +12,7 @@ to 1.4.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from facefix.inpaint import Progress, compose
 from facefix.inpaint.telea import Telea
 from facefix.types import Box, Mask, Matrix, Meta, Photo, Pixels, PlainSRGB
 
-TEMPLATE = "ffhq"
+TEMPLATES = ("ffhq", "gpen")
 _WHITE_FROM = 0.02
 
 
@@ -72,10 +73,8 @@ class FaceFiller:
         # nothing may depend on what lies under the hole, and no ringing of it may reach the known pixels
         known = Telea().fill(scene, hole)
         shown = Photo(PlainSRGB().from_srgb(known, 16), Meta(bits=16))
-        holes = self._faces_of(wanted, self._crops(shown))
-        if holes is None:
-            holes = self._faces_of(wanted, self._crops(Photo(PlainSRGB().from_srgb(scene, 8))))
-        if holes is None:
+        holes = self._holes(wanted, shown) or self._holes(wanted, Photo(PlainSRGB().from_srgb(scene, 8)))
+        if not holes:
             raise PhotoRefused(
                 None,
                 "--engine face: some of the hole lies on no face that was found; show it the whole photo (--region "
@@ -88,27 +87,30 @@ class FaceFiller:
                 progress(done, len(holes))
         return filled
 
-    def _crops(self, photo: Photo) -> list[Matrix]:
-        """crop_from_scene of each face in the photo, the largest face first."""
-        target = align.template(TEMPLATE, self.network.out_size)
-        found = []
-        for face in detect.detect(photo, self.detector):
-            try:
-                found.append(align.estimate(face.points, target))
-            except DegenerateLandmarks:
-                continue
-        return sorted(found, key=align.magnification)
+    def _holes(self, wanted: NDArray[np.bool_], photo: Photo) -> list[tuple[Matrix, NDArray[np.bool_]]]:
+        """crop_from_scene of each of the photo's faces that has a hole, and the pixels of its holes.
 
-    def _faces_of(
-        self, wanted: NDArray[np.bool_], crops: list[Matrix]
-    ) -> list[tuple[Matrix, NDArray[np.bool_]]] | None:
-        """Each face that has a hole, with the pixels of its holes; None where a hole lies on no face.
+        Nothing where a hole lies on no face: not in FFHQ's template, and not in GPEN's, which takes in more.
+        """
+        faces = detect.detect(photo, self.detector)
+        for name in TEMPLATES:
+            crops = []
+            for face in faces:
+                with contextlib.suppress(DegenerateLandmarks):
+                    crops.append(align.estimate(face.points, align.template(name, self.network.out_size)))
+            holes = self._shared_out(wanted, crops)
+            if holes:
+                return holes
+        return []
+
+    def _shared_out(self, wanted: NDArray[np.bool_], crops: list[Matrix]) -> list[tuple[Matrix, NDArray[np.bool_]]]:
+        """Each crop that has a hole, with the pixels of its holes; nothing where a hole does not lie whole in any.
 
         A hole goes to the face that it is nearest to the middle of, in that face's own measure.
         """
         size = self.network.out_size
         count, numbers, stats, _ = cv2.connectedComponentsWithStats(wanted.astype(np.uint8), connectivity=8)
-        parts = [np.zeros_like(wanted) for _ in crops]
+        parts: dict[int, NDArray[np.bool_]] = {}
         for number in range(1, count):
             x, y, width, height, _ = stats[number].tolist()
             around = Box(x, y, x + width, y + height).slices
@@ -121,9 +123,9 @@ class FaceFiller:
                 distance = float(np.linalg.norm(inside.mean(0) - (size - 1) / 2))
                 distances.append(distance if fits else np.inf)
             if min(distances, default=np.inf) == np.inf:
-                return None
-            parts[int(np.argmin(distances))][around] |= part
-        return [(crop, part) for crop, part in zip(crops, parts, strict=True) if part.any()]
+                return []
+            parts.setdefault(int(np.argmin(distances)), np.zeros_like(wanted))[around] |= part
+        return [(crops[index], part) for index, part in sorted(parts.items())]
 
     def _draw(
         self, shown: Photo, wanted: NDArray[np.bool_], crop_from_scene: Matrix, part: NDArray[np.bool_], filled: Pixels
