@@ -29,6 +29,8 @@ FIRST_OF_LAMA = "model.1.ffc.convl2l.weight"
 class Network(nn.Module):
     """A face restorer ready to run: (B, 3, in_size, in_size) RGB of -1..1 -> (B, 3, out_size, out_size) float32.
 
+    GPEN's networks for other trades are called alike; the one that draws faces from label maps takes and gives 0..1.
+
     Args:
         body: what computes; takes and gives tensors of `dtype` on `device`.
         architecture: the network's name, for reports.

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import imagefile, networks, parse, runtime, tone
+from facefix import align, imagefile, networks, parse, runtime, tone
 from facefix.errors import PhotoRefused, WeightsInvalid
 from facefix.imagefile.xmp import all_made
 from facefix.pipeline import FaceFix, PhotoLike, Progress, as_photo, text_of
@@ -33,6 +33,7 @@ from facefix.weights import Store
 
 COLORIZER, DRAWER = "gpen-colorization-1024", "gpen-seg2face-512"
 _SELFIE = ("gpen-bfr-2048", "gpen-bfr-1024")
+_TEMPLATE = "ffhq"
 _ROWS = 256
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -43,7 +44,8 @@ class Colorizer:
     """Gives the faces of photos colour; made by `load`.
 
     The lightness stays the photo's own: the network's answer only decides the chroma of CIE Lab, inside the same soft
-    masks in which faces are restored. What is around the faces keeps its gray.
+    masks in which faces are restored. What is around the faces keeps its gray; `Recipe.mask_from` "crop" takes in the
+    hair and surroundings of a portrait.
     """
 
     def __init__(self, fix: FaceFix, brushes: _Brushes) -> None:
@@ -180,7 +182,9 @@ class _Brush:
     def __init__(self, network: NetworkRestorer, chroma: float) -> None:
         self.network = network
         self.chroma = chroma
-        self.name, self.template = network.name, network.template
+        self.name = network.name
+        # that of the record, also for a file that no record knows
+        self.template = align.template(_TEMPLATE, network.template.size)
 
     def __call__(self, crops: Sequence[Crop]) -> list[Pixels]:
         """The crops at their own lightness in the network's chroma."""

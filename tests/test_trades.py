@@ -99,6 +99,7 @@ def test_a_network_that_copies_its_input_leaves_a_gray_photo_alone_and_takes_the
 ) -> None:
     path = saved(of_pixels(), tmp_path / "copies.pth")
     colorizer = Colorizer.load(model=str(path), device="cpu", store=store(tmp_path))
+    assert colorizer.brushes.brush().template.name == "ffhq"
     assert np.abs(colorizer(gray).photo.raster.astype(int) - gray).max() <= 1
     result = colorizer(portrait)
     # it was shown the face in gray, so gray is what it says of it
