@@ -96,6 +96,8 @@ class _Memory:
         strip = min(rows, max(TILE, STRIP_PIXELS // columns // TILE * TILE))
         key = (inputs, outputs, strip, columns)
         if key not in self.strips:
+            if len(self.strips) == 2:  # a layer has two kinds of convolution, and other two on the way back
+                self.strips.clear()
             self.strips[key] = Winograd(*key)
         factors = transformed(weight.contiguous())
         size = (len(wide), outputs, rows, columns)
