@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facefix import align, imagefile, networks, parse, runtime, tone
-from facefix.errors import PhotoRefused, WeightsInvalid
+from facefix.errors import DeviceError, PhotoRefused, WeightsInvalid
 from facefix.imagefile.xmp import all_made
 from facefix.pipeline import FaceFix, PhotoLike, Progress, as_photo, text_of
 from facefix.recipe import Recipe
@@ -98,6 +98,7 @@ class Colorizer:
 
         Raises:
             PhotoError: the photo or the mask cannot be read, they differ in size, or an aligned face is not square.
+            DeviceError: the memory ran out on an aligned face, or what the network gave for it is no picture.
         """
         photo = as_photo(photo)
         warnings = photo.meta.warnings
@@ -135,7 +136,7 @@ class Colorizer:
             raise PhotoRefused(photo.meta.source, f"{problem}; cut it, or let its faces be found")
         brush = self.brushes.brush()
         [small] = brush.painted([_resized(photo.pixels(), brush.template.size)])
-        coloured = _resized(small, photo.width)
+        coloured = _resized(_finite(small), photo.width)
         raster = photo.raster.copy()
         for top in range(0, photo.height, _ROWS):
             rows = slice(top, top + _ROWS)
@@ -218,6 +219,17 @@ class _Brushes(Shelf):
         return only
 
 
+def _finite(pixels: Pixels) -> Pixels:
+    """The pixels themselves.
+
+    Raises:
+        DeviceError: there are none, but NaN or infinite numbers.
+    """
+    if not np.isfinite(pixels).all():
+        raise DeviceError("the network gave no finite numbers; try --precision float32")
+    return pixels
+
+
 def _resized(pixels: Pixels, size: int) -> Pixels:
     """The square picture at another size, about pixel centres."""
     way = cv2.INTER_AREA if size < pixels.shape[0] else cv2.INTER_CUBIC
@@ -289,12 +301,15 @@ class FaceDrawer:
         Args:
             labels: (n, n) uint8, numbers of `CLASSES`; see `labels_of`. It is brought to the network's size by taking
                 the nearest label.
+
+        Raises:
+            DeviceError: the memory ran out, or what the network gave is no picture.
         """
         size = self.network.in_size
         whole: Any = cv2.resize(labels, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
         shown = PALETTE[whole].astype(np.float32) / np.float32(255)
         # as published: this network alone was trained on 0..1 both ways
-        return runtime.run(self.network, [shown], mean=0.0, std=1.0)[0]
+        return _finite(runtime.run(self.network, [shown], mean=0.0, std=1.0)[0])
 
     def save(self, face: Pixels, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
         """Write the face as 8-bit sRGB, marked as made by AI from edge to edge.

@@ -8,7 +8,7 @@ from mixing_gpen import COPY, mixing, of_pixels, saved
 from PIL import Image
 
 from facefix import Photo, Recipe, imagefile, networks, trades
-from facefix.errors import PhotoRefused, WeightsInvalid, WeightsMissing
+from facefix.errors import DeviceError, PhotoRefused, WeightsInvalid, WeightsMissing
 from facefix.imagefile.xmp import source_type
 from facefix.trades import CLASSES, PALETTE, Colorizer, FaceDrawer, labels_of
 from facefix.types import Pixels
@@ -178,6 +178,22 @@ def test_a_gray_profile_gives_way_to_srgb_and_looks_the_same(gray: np.ndarray) -
     assert not np.array_equal(made.raster, gray)
     np.testing.assert_allclose(made.pixels(), photo.pixels(), atol=0.5 / 255 + 1e-6)
     assert imagefile.in_colour(made) is made
+
+
+def test_what_is_no_picture_is_said(shop: Store, gray: np.ndarray) -> None:
+    class Overflow(torch.nn.Module):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return pictures * torch.nan
+
+    drawer, colorizer = FaceDrawer.load(device="cpu", store=shop), Colorizer.load(device="cpu", store=shop)
+    drawer.network.body = colorizer.brushes.brush().network.network.body = Overflow()
+    with pytest.raises(DeviceError, match="no finite numbers; try --precision float32"):
+        drawer(np.zeros((8, 8), np.uint8))
+    with pytest.raises(DeviceError, match="no finite numbers"):
+        colorizer(gray, aligned=True)
+    result = colorizer(gray)
+    assert result.report.faces[0].outcome == "failed"
+    assert np.array_equal(result.photo.raster, gray)
 
 
 def test_weights_of_another_trade_are_refused(shop: Store, tmp_path: Path) -> None:
