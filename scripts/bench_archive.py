@@ -122,11 +122,11 @@ def journal(rows: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, Journal.open(Path(folder), create=True) as book:
         run, recipe = book.begin(), book.recipe("d", {}, {})
         began = time.perf_counter()
-        for start in range(0, rows, 256):
+        for start in range(0, rows, 1000):
             with book.together():
-                for number in range(start, min(start + 256, rows)):
-                    name = f"{number % 1000:03d}/{number:07d}.jpg"
-                    found = Found(Path(name), Path("/s", name), Mark(1, number, number), name[4:], name[4:])
+                for number in range(start, min(start + 1000, rows)):
+                    name = f"{number // 1000:04d}/{number:07d}.jpg"
+                    found = Found(Path(name), Path("/s", name), Mark(1, number, number), name[5:], name[5:])
                     book.add(found, run=run, recipe=recipe)
         took = {"add": (time.perf_counter() - began) / rows, "claim": 0.0, "settle": 0.0, "finish": 0.0}
         times: dict[str, list[float]] = {name: [] for name in ("claim", "settle", "finish")}

@@ -95,6 +95,8 @@ def connected(path: Path, write: bool) -> sqlite3.Connection:
                 told = f"expected a journal of version {VERSION}, got version {version}"
                 raise JournalError(path, f"{told}; use the facefix that wrote it, or another output folder")
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA cache_size = -32768")
+            connection.execute("PRAGMA wal_autocheckpoint = 4000")
             if not write:
                 connection.execute("PRAGMA query_only = ON")
         except BaseException:

@@ -37,7 +37,7 @@ from facefix.jobs.rows import Found, Mark
 
 _LONGEST, _LONGEST_SUFFIX = 255, len(".tiff")
 _NOTHING = Mark(0, 0, 0)
-_AT_ONCE = 256
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class Ahead:
         return not self._met.empty()
 
     def take(self) -> list[Found | Closed]:
-        """What was met since, some hundreds at most; nothing where the walk is still looking.
+        """What was met since, a thousand at most; nothing where the walk is still looking.
 
         Raises:
             EOFError: the walk is over.
