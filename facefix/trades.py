@@ -188,9 +188,12 @@ class _Brush:
         self.template = align.template(_TEMPLATE, network.template.size)
 
     def __call__(self, crops: Sequence[Crop]) -> list[Pixels]:
-        """The crops at their own lightness in the network's chroma."""
+        """The crops at their own lightness in the network's chroma; NaN where that is what the network gave."""
         painted = self.painted([crop.pixels for crop in crops])
-        return [tone.with_chroma(crop.pixels, new, self.chroma) for crop, new in zip(crops, painted, strict=True)]
+        return [
+            tone.with_chroma(crop.pixels, new, self.chroma) if np.isfinite(new).all() else new
+            for crop, new in zip(crops, painted, strict=True)
+        ]
 
     def painted(self, pictures: Sequence[Pixels]) -> list[Pixels]:
         """What the network makes of the pictures' gray, (S, S, 3) each."""
