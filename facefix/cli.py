@@ -176,14 +176,18 @@ def restore(
         typer.Option("--json-lines", help="Print one JSON object a photo instead of text.", rich_help_panel=MANY),
     ] = False,
     engine: Annotated[
-        Literal["processes", "serial"],
-        typer.Option(help="Who does the work: processes of its own, or a thread of this one.", rich_help_panel=MANY),
+        Literal["processes", "serial", "ray"],
+        typer.Option(
+            help="Who does the work: processes of its own, a thread of this one, or a Ray cluster.",
+            rich_help_panel=MANY,
+        ),
     ] = "processes",
     workers: Annotated[
         int,
         typer.Option(
             min=0,
-            help="How many processes. 0 chooses: one for each GPU, else one for each CPU core as memory allows.",
+            help="How many processes. 0 chooses: one for each GPU, else one for each CPU core as memory allows; with "
+            "Ray, on all nodes.",
             rich_help_panel=MANY,
         ),
     ] = 0,
@@ -196,6 +200,18 @@ def restore(
             rich_help_panel=MANY,
         ),
     ] = 1,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster of which this machine is a node, as HOST:PORT, or auto for the one that runs here. "
+            "Without it RAY_ADDRESS; without that, Ray is started on this machine for the run.",
+            rich_help_panel=MANY,
+            show_default=False,
+        ),
+    ] = None,
+    ray_gpus: Annotated[
+        float, typer.Option(help="Share of a GPU that each worker of a Ray cluster takes.", rich_help_panel=MANY)
+    ] = 1.0,
 ) -> None:
     """Restore the faces of photos.
 
@@ -220,6 +236,7 @@ def restore(
     many = cli_archive.Many(
         *(inputs, from_file, out, recipe, mask, report, device, overwrite, strict, quiet, max_pixels),
         *(follow_links, retry_failed, force, duplicates, json_lines, engine, workers, threads),
+        *(ray_address, ray_gpus),
     )
     if many.wanted():
         many.refuse({"--faces-out": faces_out, "--compare": compare})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from facefix.jobs.rows import failure
 from facefix.recipe import Recipe
 
 EXIT_SOME_FAILED, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 4, 130
-_SAID, _KINDS = 10, 100
+_SAID, _KINDS, _SHOW_S = 10, 100, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Many:
     engine: str
     workers: int
     threads: int
+    ray_address: str | None
+    ray_gpus: float
 
     def wanted(self) -> bool:
         """Whether this is a run over many photos, with a journal, and not one or some photos by themselves.
@@ -90,6 +93,8 @@ class Many:
             "--engine": self.engine != "processes",
             "--workers": self.workers,
             "--threads": self.threads != 1,
+            "--ray-address": self.ray_address,
+            "--ray-gpus": self.ray_gpus != 1,
         }
         for name, value in given.items():
             if value:
@@ -100,7 +105,6 @@ class Many:
 
 def _is_glob(path: Path) -> bool:
     import glob
-    import os
 
     return glob.has_magic(str(path)) and not os.path.lexists(path)
 
@@ -123,8 +127,12 @@ def restore(many: Many) -> None:
         if many.from_file is not None:
             begin = _chained(begin, listed(open_files.enter_context(_list(many.from_file))))
         engine: Engine = Serial()
+        if many.engine != "ray" and (many.ray_address or many.ray_gpus != 1):
+            raise UsageError(f"--ray-address, --ray-gpus: expected --engine ray, too, got {many.engine}; name it")
         if many.engine == "processes":
             engine = Processes(devices_for(many.device, many.workers, _heaviest(many.recipe)))
+        elif many.engine == "ray":
+            engine = _cluster(many)
         journal = open_files.enter_context(Journal.open(out, create=True))
         walk = Walk(begin, out, follow_links=many.follow_links)
         screen = Screen(many, out)
@@ -179,6 +187,23 @@ def _chained(first: Iterator[Any], second: Iterator[Any]) -> Iterator[Any]:
     yield from second
 
 
+def _cluster(many: Many) -> Any:
+    """The engine over Ray.
+
+    Raises:
+        UsageError: Ray is not installed, or cannot be reached.
+    """
+    if not (many.ray_address or os.environ.get("RAY_ADDRESS")):  # read by Ray when it is imported: who reaches its
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # ports can run code, so none but loopback's
+    try:
+        from facefix.jobs.cluster import Cluster
+    except ImportError as error:
+        told = f"--engine ray: expected Ray, got '{error}'; install it with pip install 'facefix[ray]'"
+        raise UsageError(told) from error
+    wanted = many.ray_address, many.device, many.workers
+    return Cluster(*wanted, gpus=many.ray_gpus, heaviest_bytes=_heaviest(many.recipe))
+
+
 def _heaviest(recipe: Recipe) -> int:
     """The size of the largest restorer's file that the recipe may take, in bytes."""
     from facefix.weights import Store
@@ -195,7 +220,8 @@ def _heaviest(recipe: Recipe) -> int:
 def _reports(journal: Any, out: Path, wanted: Path | None, *, forgiving: bool) -> None:
     """Writes OUT/.facefix/report.jsonl, and the one that was asked for."""
     try:
-        journal.export(out / FOLDER / "report.jsonl")
+        if (out / FOLDER).is_dir():  # it may have gone away
+            journal.export(out / FOLDER / "report.jsonl")
         if wanted is not None:
             journal.export(wanted, lines=wanted.suffix.lower() == ".jsonl")
     except JournalError:
@@ -229,7 +255,7 @@ class Screen:
         self.count: Counter[str] = Counter()
         self.faces = self.faces_failed = 0
         self._kinds: Counter[str] = Counter()
-        self._began = time.monotonic()
+        self._began, self._shown_at = time.monotonic(), 0.0
         hidden = many.quiet or many.json_lines or not errors.is_terminal
         self._bar = Progress(
             *(TextColumn("photos"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}")),
@@ -265,8 +291,9 @@ class Screen:
         return self.count["done"] + self.count["copied"] + self.count["failed"]
 
     def _show(self) -> None:
-        if self._bar.disable:
+        if self._bar.disable or time.monotonic() < self._shown_at + _SHOW_S:
             return
+        self._shown_at = time.monotonic()
         rate = self.finished / max(time.monotonic() - self._began, 1e-9)
         failed = self.count["failed"] + self.count["closed"]
         more = f"{self.faces} faces  {rate:.2f}/s  {failed} failed"
