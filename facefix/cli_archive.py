@@ -310,10 +310,12 @@ class Screen:
             for warning in report["warnings"]:
                 remark(f"{report['source']}: {warning}")
             what = f"{len(restored)} of {len(report['faces'])} faces restored" if report["faces"] else "no face found"
-            same = f", as {report['same_as']}, which is the same photo" if "same_as" in report else ""
             names = ", ".join(sorted({face["restorer"] for face in restored if face["restorer"]}))
             by = f" with {names}" if names else ""
-            print(f"{_shown(self.out / report['target'])}: {what}{by}{same} in {report['seconds']:.1f} s")
+            told = f"{what}{by} in {report['seconds']:.1f} s"
+            if "same_as" in report:
+                told = f"copied from {report['same_as']}, the same photo ({what})"
+            print(f"{_shown(self.out / report['target'])}: {told}")
 
     def _failed(self, source: Path, reason: str) -> None:
         """Names a failure; of many with one reason the first ten."""
