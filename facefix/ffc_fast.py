@@ -4,9 +4,9 @@
 - Features lie pixel by pixel (channels last), in which order the spectrum's real and imaginary parts are what the
   published weights take them for: nothing is turned around on the way to and from the Fourier transforms.
 - 3x3 convolutions with many channels go through `winograd` (float32 on a CPU), forth and back.
-- The weights are fixed, so gradients with regard to features need to know nothing but where the rectifiers let through:
-  one byte a value, where a graph of plain operations keeps the inputs of every one of them. Nothing is computed twice
-  for it, as checkpointing would.
+- The weights are fixed, so the gradient with regard to features needs to know nothing but where the rectifiers let
+  through: one byte a value, where a graph of plain operations keeps the inputs of every one of them. Nothing is
+  computed twice for it, as checkpointing would. Each step knows its own way back.
 """
 
 from __future__ import annotations
@@ -57,28 +57,73 @@ class Folded(nn.Module):
 
     def rear(self, features: Tensor) -> Tensor:
         """(B, channels, H/8, W/8) -> (B, outputs, H, W)."""
-        features = features.contiguous(memory_format=torch.channels_last)
-        memory = _Memory(features.device)
-        for step in self.steps:
+        memory = _Memory(features.device, torch.is_grad_enabled() and features.requires_grad)
+        picture: Tensor = _Rear.apply(features.contiguous(memory_format=torch.channels_last), self.steps, memory)
+        return picture.sigmoid().contiguous()
+
+
+class _Rear(torch.autograd.Function):
+    """The rear as one operation."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, steps: nn.ModuleList, memory: _Memory) -> Tensor:
+        ctx.steps, ctx.memory = steps, memory
+        for step in steps:
             features = step(features, memory)
-        return features.contiguous()
+        return features
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        ctx.memory.rewind()
+        for step in reversed(ctx.steps):
+            grad = step.back(grad, ctx.memory)
+        return grad, None, None
 
 
 class _Memory:
-    """What one pass and its gradient work in: booleans from few large pieces, and the strips of 3x3 convolutions."""
+    """What one pass and its gradient work in: where rectifiers let through, and the strips of 3x3 convolutions.
 
-    def __init__(self, device: torch.device) -> None:
-        self.left = torch.empty(0, dtype=torch.bool, device=device)
+    Args:
+        device: where the features are.
+        keeps: whether there will be a gradient.
+    """
+
+    def __init__(self, device: torch.device, keeps: bool) -> None:
+        self.device, self.keeps = device, keeps
+        self.chunks: list[Tensor] = []
+        self.places: list[tuple[int, int]] = []
+        self.next, self.at = (-1, 0), 0
         self.strips: dict[tuple[int, int, int, int], Winograd] = {}
 
-    def like(self, values: Tensor) -> Tensor:
-        """As many booleans as there are values, laid out as they are; the values are dense."""
-        count = values.numel()
-        if len(self.left) < count:
-            self.left = self.left.new_empty(max(count, CHUNK_BYTES))
-        part, self.left = self.left[:count], self.left[count:]
-        # data: pieces are written one after the other, and are no versions of each other
-        return part.as_strided(values.shape, values.stride()).data
+    def rectified(self, values: Tensor) -> Tensor:
+        """The values with all below 0 set to 0, in place; where they were not is remembered."""
+        if self.keeps:
+            chunk, start = self.next
+            if chunk < 0 or start + values.numel() > len(self.chunks[chunk]):
+                size = max(values.numel(), CHUNK_BYTES)
+                self.chunks.append(torch.empty(size, dtype=torch.bool, device=self.device))
+                chunk, start = chunk + 1, 0
+            torch.gt(values, 0, out=self._booleans(chunk, start, values))
+            self.places.append((chunk, start))
+            self.next = chunk, start + values.numel()
+        return values.relu_()
+
+    def rewind(self) -> None:
+        """Nothing; the way back begins with what was rectified last."""
+        self.at = len(self.places)
+
+    def passed(self, grad: Tensor) -> Tensor:
+        """The gradient before the rectifier that comes next on the way back; laid out as its values were."""
+        self.at -= 1
+        return self._booleans(*self.places[self.at], grad).to(grad.dtype).mul_(grad)
+
+    def _booleans(self, chunk: int, start: int, values: Tensor) -> Tensor:
+        """The booleans that are kept there, as the values of four axes are laid out: channels last."""
+        piece = self.chunks[chunk][start : start + values.numel()]
+        batch, channels, height, width = values.shape
+        return piece.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def convolved(self, wide: Tensor, weight: Tensor) -> Tensor:
         """(B, I, H, W) and (O, I, k, k) -> (B, O, H - k + 1, W - k + 1); 3x3 by Winograd where that is sooner.
@@ -111,90 +156,22 @@ class _Memory:
         return result[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
 
 
-class _Convolve(torch.autograd.Function):
-    """A convolution by fixed weights, the border reflected; keeps nothing for its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, memory: _Memory) -> Tensor:
-        ctx.weight, ctx.memory = weight, memory
-        result = memory.convolved(reflected(features, weight.shape[-1] // 2), weight)
-        return result if bias is None else result.add_(bias.view(1, -1, 1, 1))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        side = ctx.weight.shape[-1]
-        margin = side // 2
-        around = F.pad(grads[0], (side - 1,) * 4)
-        wide = ctx.memory.convolved(around, ctx.weight.flip(2, 3).transpose(0, 1))
-        for axis in (2, 3):  # what was reflected counts where it came from
-            size = wide.shape[axis]
-            wide.narrow(axis, margin + 1, margin).add_(wide.narrow(axis, 0, margin).flip(axis))
-            wide.narrow(axis, size - 2 * margin - 1, margin).add_(wide.narrow(axis, size - margin, margin).flip(axis))
-            wide = wide.narrow(axis, margin, size - 2 * margin)
-        return wide, None, None, None
+def _convolved(features: Tensor, weight: Tensor, memory: _Memory) -> Tensor:
+    """The features, reflected at the border, convolved."""
+    return memory.convolved(reflected(features, weight.shape[-1] // 2), weight)
 
 
-class _Double(torch.autograd.Function):
-    """A transposed convolution of stride 2 by fixed weights; keeps nothing for its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.weight = weight
-        return F.conv_transpose2d(features, weight, bias, stride=2, padding=1, output_padding=1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return F.conv2d(grads[0], ctx.weight, stride=2, padding=1), None, None
-
-
-class _Rectify(torch.autograd.Function):
-    """The rectifier, in place; keeps one byte a value for its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, memory: _Memory) -> Tensor:
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(torch.gt(features, 0, out=memory.like(features)))
-        ctx.mark_dirty(features.relu_())
-        return features
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0].to(grads[0].dtype).mul_(grads[0]), None
-
-
-class _Transform(torch.autograd.Function):
-    """The half spectrum of real numbers (B, H, W, C), over rows and columns; keeps nothing for its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor) -> Tensor:
-        ctx.size = pixels.shape[1:3]
-        spectrum: Tensor = torch.fft.rfft2(pixels, dim=(1, 2), norm="ortho")
-        return spectrum
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # the way back counts every column twice that has a mirrored one, which the half spectrum left out
-        alone = (ctx.size[1] + 1) // 2
-        halves = grads[0].clone()
-        halves[:, :, 1:alone] *= 0.5
-        pixels: Tensor = torch.fft.irfft2(halves, s=ctx.size, dim=(1, 2), norm="ortho")
-        return pixels
-
-
-def _convolved(features: Tensor, memory: _Memory, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return cast(Tensor, _Convolve.apply(features, weight, bias, memory))
-
-
-def _doubled(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return cast(Tensor, _Double.apply(features, weight, bias))
-
-
-def _rectified(features: Tensor, memory: _Memory) -> Tensor:
-    return cast(Tensor, _Rectify.apply(features, memory))
-
-
-def _transformed(pixels: Tensor) -> Tensor:
-    return cast(Tensor, _Transform.apply(pixels))
+def _convolved_back(grad: Tensor, weight: Tensor, memory: _Memory) -> Tensor:
+    """The gradient before `_convolved`: what was reflected counts where it came from."""
+    side = weight.shape[-1]
+    margin = side // 2
+    wide = memory.convolved(F.pad(grad, (side - 1,) * 4), weight.flip(2, 3).transpose(0, 1))
+    for axis in (2, 3):
+        size = wide.shape[axis]
+        wide.narrow(axis, margin + 1, margin).add_(wide.narrow(axis, 0, margin).flip(axis))
+        wide.narrow(axis, size - 2 * margin - 1, margin).add_(wide.narrow(axis, size - margin, margin).flip(axis))
+        wide = wide.narrow(axis, margin, size - 2 * margin)
+    return wide
 
 
 def _keep(module: nn.Module, **tensors: Tensor) -> None:
@@ -245,9 +222,8 @@ class _Spectral(nn.Module):
     mixing: Tensor
     mixing_bias: Tensor
     widening: Tensor
-    widening_bias: Tensor
 
-    def __init__(self, spectral: SpectralTransform, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, spectral: SpectralTransform, scale: Tensor) -> None:
         super().__init__()
         conv = cast(Convolution, spectral.conv1[0])
         narrow, narrow_bias = _scale_shift(cast(nn.BatchNorm2d, spectral.conv1[1]))
@@ -259,16 +235,39 @@ class _Spectral(nn.Module):
             mixing=_scaled(spectral.fu.conv_layer, mix).flatten(1),
             mixing_bias=mix_bias.to(conv.weight.dtype),
             widening=_scaled(spectral.conv2, scale).flatten(1),
-            widening_bias=shift.to(conv.weight.dtype),
         )
 
     def forward(self, pixels: Tensor, memory: _Memory) -> Tensor:
-        narrow = _rectified(F.linear(pixels, self.narrowing, self.narrowing_bias), memory)
+        narrow = self._rectified(F.linear(pixels, self.narrowing, self.narrowing_bias), memory)
         # with the channels last, real and imaginary parts lie beside each other, as the weights want them
-        spectrum = torch.view_as_real(_transformed(narrow).contiguous())
-        mixed = _rectified(F.linear(spectrum.flatten(3), self.mixing, self.mixing_bias), memory).view(spectrum.shape)
-        there = torch.fft.irfft2(torch.view_as_complex(mixed), s=pixels.shape[1:3], dim=(1, 2), norm="ortho")
-        return F.linear(narrow + there, self.widening, self.widening_bias)  # without a bias it would keep its input
+        parts = self._transformed(narrow)
+        mixed = self._rectified(F.linear(parts, self.mixing, self.mixing_bias), memory)
+        return F.linear(narrow.add_(self._back_transformed(mixed, narrow)), self.widening)
+
+    def back(self, grad: Tensor, memory: _Memory) -> Tensor:
+        grad = grad @ self.widening
+        # the transform of real numbers and the way back are each other's adjoint but for the columns of which half a
+        # spectrum has one of two: they would count double here and half there
+        parts = memory.passed(self._transformed(grad).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        grad = grad + self._back_transformed(parts @ self.mixing, grad)
+        return memory.passed(grad.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) @ self.narrowing
+
+    @staticmethod
+    def _rectified(pixels: Tensor, memory: _Memory) -> Tensor:
+        return memory.rectified(pixels.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def _transformed(pixels: Tensor) -> Tensor:
+        """(B, H, W, C) -> the half spectrum (B, H, W/2 + 1, 2C)."""
+        spectrum = torch.fft.rfft2(pixels, dim=(1, 2), norm="ortho").contiguous()
+        return torch.view_as_real(spectrum).flatten(3)
+
+    @staticmethod
+    def _back_transformed(parts: Tensor, like: Tensor) -> Tensor:
+        """The half spectrum -> (B, H, W, C), the size of `like`."""
+        spectrum = torch.view_as_complex(parts.view(*parts.shape[:3], -1, 2))
+        there: Tensor = torch.fft.irfft2(spectrum, s=like.shape[1:3], dim=(1, 2), norm="ortho")
+        return there
 
 
 class _Layer(nn.Module):
@@ -284,19 +283,27 @@ class _Layer(nn.Module):
         near, near_bias = _scale_shift(layer.bn_l)
         far, far_bias = _scale_shift(layer.bn_g)
         ffc = layer.ffc
-        self.spectral = _Spectral(ffc.convg2g, far, far_bias)
+        self.spectral = _Spectral(ffc.convg2g, far)
         _keep(
             self,
             from_local=torch.cat([_scaled(ffc.convl2l, near), _scaled(ffc.convl2g, far)]),
             from_global=_scaled(ffc.convg2l, near),
-            bias=torch.cat([near_bias, torch.zeros_like(far_bias)]).to(ffc.convl2l.weight.dtype),
+            bias=torch.cat([near_bias, far_bias]).to(ffc.convl2l.weight.dtype),
         )
 
     def forward(self, features: Tensor, memory: _Memory) -> Tensor:
         near, far = features[:, : self.local], features[:, self.local :]
-        spectral = self.spectral(far.permute(0, 2, 3, 1), memory).permute(0, 3, 1, 2)
-        beside = torch.cat([_convolved(far, memory, self.from_global), spectral], dim=1)
-        return _rectified(_convolved(near, memory, self.from_local, self.bias).add_(beside), memory)
+        result = _convolved(near, self.from_local, memory).add_(self.bias.view(1, -1, 1, 1))
+        result[:, : self.local] += _convolved(far, self.from_global, memory)
+        result[:, self.local :] += self.spectral(far.permute(0, 2, 3, 1), memory).permute(0, 3, 1, 2)
+        return memory.rectified(result)
+
+    def back(self, grad: Tensor, memory: _Memory) -> Tensor:
+        grad = memory.passed(grad)
+        far = self.spectral.back(grad[:, self.local :].permute(0, 2, 3, 1), memory).permute(0, 3, 1, 2)
+        far += _convolved_back(grad[:, : self.local], self.from_global, memory)
+        near = _convolved_back(grad, self.from_local, memory)
+        return torch.cat([near, far], dim=1)
 
 
 class _Block(nn.Module):
@@ -307,6 +314,10 @@ class _Block(nn.Module):
     def forward(self, features: Tensor, memory: _Memory) -> Tensor:
         changed: Tensor = self.second(self.first(features, memory), memory)
         return changed.add_(features)
+
+    def back(self, grad: Tensor, memory: _Memory) -> Tensor:
+        before: Tensor = self.first.back(self.second.back(grad, memory), memory)
+        return before.add_(grad)
 
 
 class _Rise(nn.Module):
@@ -322,10 +333,17 @@ class _Rise(nn.Module):
         _keep(self, weight=_scaled(conv, scale, axis=1), bias=bias)
 
     def forward(self, features: Tensor, memory: _Memory) -> Tensor:
-        return _rectified(_doubled(features, self.weight, self.bias), memory)
+        return memory.rectified(
+            F.conv_transpose2d(features, self.weight, self.bias, stride=2, padding=1, output_padding=1)
+        )
+
+    def back(self, grad: Tensor, memory: _Memory) -> Tensor:
+        return F.conv2d(memory.passed(grad), self.weight, stride=2, padding=1)
 
 
 class _Exit(nn.Module):
+    """The picture; its sigmoid stands outside, as it knows its own way back."""
+
     weight: Tensor
     bias: Tensor
 
@@ -334,4 +352,7 @@ class _Exit(nn.Module):
         _keep(self, weight=conv.weight, bias=conv.bias)
 
     def forward(self, features: Tensor, memory: _Memory) -> Tensor:
-        return _convolved(features, memory, self.weight, self.bias).sigmoid()
+        return _convolved(features, self.weight, memory).add_(self.bias.view(1, -1, 1, 1))
+
+    def back(self, grad: Tensor, memory: _Memory) -> Tensor:
+        return _convolved_back(grad, self.weight, memory)
