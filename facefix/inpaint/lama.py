@@ -124,7 +124,7 @@ class Lama:
                         "fill a smaller part of the photo, or choose another device"
                     ) from error
         [pixels] = runtime.from_batch(filled, mean=0.0, std=1.0)
-        pixels[hole == 0] = scene[hole == 0]
+        np.copyto(pixels, scene, where=hole[..., None] == 0)
         return pixels
 
     def _filled(self, scenes: Sequence[Pixels], hole: Mask, budget: int, progress: Progress | None) -> Tensor:
