@@ -3,6 +3,9 @@
 GPEN, GFPGAN and RestoreFormer differ in network and record (template, size, mean and spread), not in procedure, so
 one class serves them all. Two more need no network: `Identity` gives the crop back, and `Pattern` adds a pattern that
 is defined in the photo's coordinates; with them anyone can prove the geometry of crop and paste.
+
+The embedded network sees local damage only, so a face that is larger than it is cleaned in tiles, at the photo's own
+resolution, up to 1024 px.
 """
 
 from __future__ import annotations
@@ -17,13 +20,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import align, networks, runtime
+from facefix import align, networks, runtime, tiles
 from facefix.errors import WeightsInvalid, WeightsMissing
 from facefix.types import Box, Crop, Face, Photo, Pixels, Template, Weight
 from facefix.weights import Store
 
 _TEST_SIZE = 512
 _LARGER = 1.25
+_CLEANER = "facefix-lite"
+_CLEANED = 1024
+_STEP = 32
+_OVERLAP = 32
 _DETAIL = 1.0 / 255
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -99,7 +106,7 @@ class NetworkRestorer:
     Args:
         network: (B, 3, in_size, in_size) in −1..1 -> (B, 3, out_size, out_size).
         name: what reports call it.
-        template: at the network's output size.
+        template: at the network's output size; larger for a network that works in tiles.
     """
 
     def __init__(self, network: networks.Network, name: str, template: Template) -> None:
@@ -113,8 +120,16 @@ class NetworkRestorer:
 
     def made_of(self, pictures: Sequence[Pixels]) -> list[Pixels]:
         """What the network makes of aligned faces, (S, S, 3) each, S the template's size."""
+        if self.template.size > self.network.out_size:
+            return [self._in_tiles(picture) for picture in pictures]
         seen = [_shrunk(picture, self.network.in_size) for picture in pictures]
         return runtime.run(self.network, seen, batch=len(seen))
+
+    def _in_tiles(self, picture: Pixels) -> Pixels:
+        """The picture, each part of which the network saw at its own resolution."""
+        side, tile = self.template.size, self.network.in_size
+        parts = [picture[box.slices] for box in tiles.grid(side, side, tile, _OVERLAP)]
+        return tiles.blend(runtime.run(self.network, parts, batch=4), side, side, tile, _OVERLAP)
 
 
 def _shrunk(pixels: Pixels, size: int) -> Pixels:
@@ -156,6 +171,7 @@ class Shelf:
         self.template = align.template("gpen", _TEST_SIZE)
         self._ready: dict[int, Restorer] = {}
         self._files: dict[int, tuple[Weight, Path]] = {}
+        self._cleans = False
         self.changes_faces = name not in ("identity", "pattern")
         if not self.changes_faces:
             self.weights: tuple[Weight, ...] = ()
@@ -167,6 +183,7 @@ class Shelf:
             if weight.kind not in (self.kind, "unknown"):
                 problem = f"expected a {self.called}, got a {weight.kind}; see `facefix weights list`"
                 raise WeightsInvalid(path, problem)
+            self._cleans = weight.name.startswith(_CLEANER)
             if weight.size is not None:
                 self._files.setdefault(weight.size, (weight, path))
             else:
@@ -174,8 +191,14 @@ class Shelf:
                 self._ready[restorer.template.size] = restorer
 
     def size_for(self, span_px: float) -> int:
-        """The output size for a crop that spans `span_px` output pixels: the smallest as large, else the largest."""
+        """The output size for a crop that spans `span_px` output pixels: the smallest as large, else the largest.
+
+        The embedded network's is the crop's own, to 32 px, where that is more than a quarter above 256 and up to 1024.
+        """
         sizes = sorted({*self._ready, *self._files})
+        if self._cleans:
+            whole = span_px <= _LARGER * sizes[0]
+            return sizes[0] if whole else min(_STEP * round(span_px / _STEP), _CLEANED)
         return next((size for size in sizes if size >= span_px), sizes[-1])
 
     def take(self, size: int) -> Restorer:
@@ -185,7 +208,13 @@ class Shelf:
             WeightsInvalid: its file is damaged or no restorer.
         """
         if size not in self._ready:
-            self._ready[size] = self._read(*self._files[size])
+            if self._cleans and size not in self._files:
+                whole = self.take(self.size_for(0))
+                assert isinstance(whole, NetworkRestorer)
+                template = align.template(whole.template.name, size)
+                self._ready[size] = NetworkRestorer(whole.network, whole.name, template)
+            else:
+                self._ready[size] = self._read(*self._files[size])
         return self._ready[size]
 
     def every_digest(self) -> dict[str, str]:
@@ -212,7 +241,7 @@ def _installed(store: Store) -> tuple[tuple[Weight, Path], ...]:
         WeightsMissing: not even the embedded network is there.
     """
     there = store.available("restorer")
-    embedded = tuple(pair for pair in there if pair[0].name.startswith("facefix-lite"))
+    embedded = tuple(pair for pair in there if pair[0].name.startswith(_CLEANER))
     others = [pair for pair in there if pair not in embedded]
     gpen = tuple(pair for pair in others if pair[0].loader == "gpen")
     chosen = gpen or tuple(others[:1]) or embedded

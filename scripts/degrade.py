@@ -44,7 +44,7 @@ class Level:
         blur_px: standard deviation of the Gaussian blur along each axis.
         shrink: factor of the downsampling before noise and JPEG; the picture is enlarged again afterwards.
         noise: standard deviation of the sensor noise or grain, in levels of 255.
-        jpeg: quality of the JPEG file in between, 1..100.
+        jpeg: quality of the JPEG file in between, 1..100; none where it is 100.
         scars: chance of scratches and dust.
         halftone: chance of a printing screen.
     """
@@ -254,7 +254,8 @@ def degrade(clean: Pixels, level: Level, rng: Rng, tone: Tone = "colour") -> tup
         method = int(rng.choice([cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
         out = np.asarray(cv2.resize(out, small, interpolation=method), np.float32)
     out = _noisy(out, _draw(level.noise, rng), tone in ("mono", "sepia"), rng)
-    out = jpeg(out, round(_draw(level.jpeg, rng)))
+    quality = round(_draw(level.jpeg, rng))
+    out = jpeg(out, quality) if quality < 100 else out
     if out.shape[:2] != (height, width):
         out = np.asarray(cv2.resize(out, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
     return np.rint(np.clip(out, 0, 1) * np.float32(255)) / np.float32(255), target

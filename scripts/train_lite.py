@@ -6,13 +6,7 @@ makes a pool of clean pictures (once), trains until the time is over, and writes
 weights), `sheet.png` (validation: damaged, restored, clean) and `state.pt` (everything, to go on from) into the work
 folder. Called again with the same folder it goes on; `--fresh-schedule` starts a new learning-rate curve from there.
 
-The network begins as the identity: the pointwise first encoder layer carries +x and -x of each colour past all the
-convolutions to the last to_rgb, where their difference is x exactly, because leaky(x) - leaky(-x) is linear. Everything
-else starts at zero weight in the picture, so training learns a correction only.
-
-The style is constant: modulation weights are zero and stay so. A cleaner has no use for one code for the whole face,
-and without it the network sees local damage only, so that it can be trained on crops of 128 px, four times as many
-for the same work. `folded_forward` is the network's own forward in that case, with fewer passes over memory.
+How the network begins, and why pieces of 64 px are enough, stands in `lite_network`.
 """
 
 from __future__ import annotations
@@ -31,100 +25,61 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from degrade import LEVELS, Level, Tone, degrade, psnr, ssim, toned
-from lite_data import VALIDATION_PHOTOS, clean_pool, free_photos
+from lite_data import VALIDATION_PHOTOS, clean_pool, free_photos, photo_cut
+from lite_network import SIZE, Muon, folded_forward, identity_network
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from facefix.gpen import GAIN, GPEN, SLOPE, StyledConv, ToRGB, activate, blurred, doubled
+from facefix.gpen import GPEN
 from facefix.types import Pixels
 
-SIZE = 256
-CHANNELS = (64, 64, 64, 64, 64, 32, 16)
-STYLE_DIM, N_MLP = 16, 1
 SHARD = 100
-UNDAMAGED = 0.12
+PHOTO_SHARE = 0.5
+FLOOR = 3e-4
+LIKENESS = 0.5
+UNDAMAGED = 0.1
 TONES: dict[Tone, float] = {"colour": 0.55, "mono": 0.2, "sepia": 0.1, "faded": 0.15}
 
+VALIDATION_BOXES = (
+    (0, 0, 96, 256),
+    (0, 200, 60, 256),
+    (0, 256, 256, 256),
+    (0, 0, 0, 512),
+    (0, 40, 130, 180),
+    (1, 0, 100, 300),
+    (1, 20, 60, 200),
+    (1, 44, 150, 256),
+)
+"""Photo, top, left and side of what the training is watched with."""
+
 Batch = tuple[Tensor, Tensor, Tensor]
-
-
-def identity_network(seed: int) -> GPEN:
-    """A new lite network that gives its input back (to float rounding), ready to learn a correction."""
-    torch.manual_seed(seed)
-    model = GPEN(SIZE, CHANNELS, style_dim=STYLE_DIM, n_mlp=N_MLP)
-    model.generator.input.input.data[:] = model.generator.input.input.data[:, :, :1, :1]
-    for name, parameter in model.named_parameters():
-        if ".modulation." in name or ".style." in name or name.startswith("final_linear"):
-            parameter.requires_grad_(False)
-        if name.endswith("modulation.weight") or (".to_rgb" in name and name.endswith("conv.weight")):
-            nn.init.zeros_(parameter)
-        elif name.endswith("noise.weight"):
-            nn.init.ones_(parameter)
-    first = model.get_parameter("ecd0.0.0.weight").data
-    last = model.get_parameter(f"generator.to_rgbs.{len(CHANNELS) - 2}.conv.weight").data
-    width = CHANNELS[-1]
-    # Two activations lie on the way (encoder, styled convolution): the slope of the difference of a +x, -x pair.
-    slope = GAIN**2 * (1 + SLOPE**2)
-    first[:6] = 0
-    for colour in range(3):
-        first[2 * colour, colour] = math.sqrt(3)
-        first[2 * colour + 1, colour] = -math.sqrt(3)
-        last[0, colour, width + 2 * colour] = math.sqrt(2 * width) / slope
-        last[0, colour, width + 2 * colour + 1] = -math.sqrt(2 * width) / slope
-    return model
-
-
-def folded_forward(model: GPEN, pictures: Tensor) -> Tensor:
-    """What the model gives for (B, 3, h, w) pictures, h and w multiples of 64, where its modulation weights are zero.
-
-    The scales are then the same for every picture and go into the weights. For 256 px it equals the model's forward;
-    for less, the constant input is cut to the same share of its 4 x 4.
-    """
-
-    def folded(layer: StyledConv) -> Tensor:
-        weight = layer.conv.weight[0] * layer.conv.modulation.bias[None, :, None, None]
-        return weight * torch.rsqrt(weight.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8)
-
-    def styled(layer: StyledConv, values: Tensor, beside: Tensor) -> Tensor:
-        if layer.conv.doubles:
-            values = F.conv_transpose2d(values, folded(layer).transpose(0, 1), stride=2)
-            values = blurred(values, layer.conv.blur.kernel, padding=1)
-        else:
-            values = F.conv2d(values, folded(layer), padding=1)
-        return activate(torch.cat([values, layer.noise.weight * beside], dim=1), layer.activate.bias)
-
-    features = [pictures]
-    for step in range(model.size.bit_length() - 2):
-        features.append(model.get_submodule(f"ecd{step}")(features[-1]))
-    features = features[:0:-1]
-    decoder = model.generator
-    layers = [layer for layer in decoder.convs if isinstance(layer, StyledConv)]
-    to_rgbs = [decoder.to_rgb1, *(layer for layer in decoder.to_rgbs if isinstance(layer, ToRGB))]
-    height, width = features[0].shape[2:]
-    values = decoder.input.input[:, :, :height, :width].expand(len(pictures), -1, -1, -1)
-    values = styled(decoder.conv1, values, features[0])
-    result: Tensor | None = None
-    for level, to_rgb in enumerate(to_rgbs):
-        if level:
-            values = styled(layers[2 * level - 2], values, features[level])
-            values = styled(layers[2 * level - 1], values, features[level])
-        weight = to_rgb.conv.weight[0] * to_rgb.conv.modulation.bias[None, :, None, None]
-        added = F.conv2d(values, weight / math.sqrt(weight.shape[1])) + to_rgb.bias
-        result = added if result is None else added + doubled(result, to_rgb.upsample.kernel)
-    assert result is not None
-    return result
 
 
 def random_level(rng: np.random.Generator) -> Level:
     """Damage somewhere between light and heavy, each kind of it now and then (nearly) absent."""
     names = ["light", "medium", "heavy"]
-    a = LEVELS[str(rng.choice(names, p=[0.3, 0.45, 0.25]))]
+    a = LEVELS[str(rng.choice(names, p=[0.35, 0.38, 0.27]))]
     blur = a.blur_px if rng.random() < 0.85 else (0.1, 0.3)
     shrink = a.shrink if rng.random() < 0.75 else (1.0, 1.0)
     noise = a.noise if rng.random() < 0.85 else (0.0, 1.5)
-    jpeg = a.jpeg if rng.random() < 0.85 else (92.0, 100.0)
+    # Without a JPEG file, noise keeps its finest colours.
+    jpeg = a.jpeg if rng.random() < 0.75 else (100.0, 100.0)
     return Level(blur, shrink, noise, jpeg, a.scars, a.halftone)
+
+
+def as_photographed(clean: Pixels, rng: np.random.Generator) -> Pixels:
+    """The clean picture, most often softer and flatter.
+
+    Where all targets are sharper than photos are, the network takes every softness for damage and sharpens what was
+    good: after a thousand steps, real faces came out worse and worse.
+    """
+    if rng.random() < 0.6:
+        clean = np.asarray(cv2.GaussianBlur(clean, (0, 0), float(rng.uniform(0.3, 1.3))), np.float32)
+    if rng.random() < 0.4:
+        middle = clean.mean(axis=(0, 1))
+        clean = middle + (clean - middle) * np.float32(rng.uniform(0.3, 1))
+    return clean
 
 
 def damaged_pair(clean: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels, bool]:
@@ -132,6 +87,7 @@ def damaged_pair(clean: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixel
     tone: Tone = str(rng.choice(list(TONES), p=list(TONES.values())))  # type: ignore[assignment]
     if rng.random() < 0.5:
         clean = clean[:, ::-1]
+    clean = as_photographed(clean, rng)
     if rng.random() < UNDAMAGED:
         target = np.clip(toned(clean, tone, rng), 0, 1)
         return np.rint(target * np.float32(255)) / np.float32(255), target, tone == "mono"
@@ -149,15 +105,23 @@ def as_pixels(batch: Tensor) -> list[Pixels]:
     return list((batch.detach().float().cpu().clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy())
 
 
-def make_batch(pool: NDArray[np.uint8], seed: int, step: int, count: int, side: int) -> Batch:
-    """(input, target, grey) of one step, pictures of `side` px: the same for the same seed and step."""
+def make_batch(
+    pool: NDArray[np.uint8], seed: int, step: int, count: int, side: int, photos: Sequence[Pixels] = ()
+) -> Batch:
+    """(input, target, grey) of one step, pictures of `side` px: the same for the same seed and step.
+
+    Made pictures alone would teach that fine texture is noise: some pieces are cut from photos, each at a new scale.
+    """
     rng = np.random.default_rng([seed, step])
     # Damage is done to a slightly larger piece, so that the JPEG grid does not always begin at the corner.
     reach = min(side + 8, pool.shape[1])
     sources, targets, grays = [], [], []
     for picture in rng.integers(0, len(pool), count):
-        y, x = rng.integers(0, pool.shape[1] - reach + 1, 2)
-        piece = pool[picture, y : y + reach, x : x + reach].astype(np.float32) / np.float32(255)
+        if len(photos) and rng.random() < PHOTO_SHARE:
+            piece = photo_cut(rng, reach, photos)
+        else:
+            y, x = rng.integers(0, pool.shape[1] - reach + 1, 2)
+            piece = pool[picture, y : y + reach, x : x + reach].astype(np.float32) / np.float32(255)
         source, target, gray = damaged_pair(piece, rng)
         y, x = rng.integers(0, reach - side + 1, 2)
         sources.append(source[y : y + side, x : x + side])
@@ -168,13 +132,14 @@ def make_batch(pool: NDArray[np.uint8], seed: int, step: int, count: int, side: 
 
 def batches(pool: NDArray[np.uint8], seed: int, first: int, count: int, side: int) -> Iterator[Batch]:
     """Batches from step `first` on, the next one made while the present one is trained on."""
+    photos = free_photos()
     with ThreadPoolExecutor(1) as worker:
-        coming = worker.submit(make_batch, pool, seed, first, count, side)
+        coming = worker.submit(make_batch, pool, seed, first, count, side, photos)
         step = first
         while True:
             step += 1
             ready = coming.result()
-            coming = worker.submit(make_batch, pool, seed, step, count, side)
+            coming = worker.submit(make_batch, pool, seed, step, count, side, photos)
             yield ready
 
 
@@ -187,23 +152,40 @@ def loss_of(restored: Tensor, target: Tensor, gray: Tensor) -> Tensor:
     squared = error.square().mean(dim=(1, 2, 3))
     edges = error.diff(dim=2).square().mean(dim=(1, 2, 3)) + error.diff(dim=3).square().mean(dim=(1, 2, 3))
     chroma = (restored - restored.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2, 3)) * gray
-    return torch.log(squared + 0.25 * edges + 4 * chroma + 2e-4).mean()
+    return torch.log(squared + 0.25 * edges + 4 * chroma + FLOOR).mean()
+
+
+def likeness_of(restored: Tensor, target: Tensor) -> Tensor:
+    """The structural similarity of each pair of (B, 3, h, w) pictures in -1..1, (B,), as `degrade.ssim` defines it."""
+    row = torch.exp(-0.5 * (torch.arange(-5.0, 6.0, device=target.device) / 1.5).square())
+    row = (row / row.sum()).expand(15, 1, 1, 11)
+    x, y = restored / 2 + 0.5, target / 2 + 0.5
+    both = torch.cat([x, y, x * x, y * y, x * y], dim=1)
+    smooth = F.conv2d(F.conv2d(both, row, groups=15), row.transpose(2, 3), groups=15)
+    mean_x, mean_y, square_x, square_y, product = smooth.split(3, dim=1)
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mean_x * mean_y + c1) * (2 * (product - mean_x * mean_y) + c2)
+    powers = mean_x.square() + mean_y.square()
+    return (top / ((powers + c1) * (square_x + square_y - powers + c2))).mean(dim=(1, 2, 3))
 
 
 def validation_pairs() -> list[tuple[str, Pixels, Pixels]]:
-    """(level, damaged, clean) of free photos that training never sees, or of made pictures where there are none."""
+    """(level, damaged, clean): eight pieces of free photos that training never sees, at every level.
+
+    Of made pictures where there are no photos.
+    """
     photos = free_photos(tuple(VALIDATION_PHOTOS))
     if len(photos) == len(VALIDATION_PHOTOS):
-        astronaut, cat = photos
-        boxes = [(astronaut, 0, 96, 256), (astronaut, 200, 60, 256), (cat, 0, 100, 300), (astronaut, 0, 0, 512)]
-        pieces = [p[y : y + side, x : x + side] for p, y, x, side in boxes]
-        reduced = [cv2.resize(p, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for p in pieces]
-        clean = [np.asarray(p, np.float32) for p in reduced]
+        pieces = [photos[number][y : y + side, x : x + side] for number, y, x, side in VALIDATION_BOXES]
+        ways = [cv2.INTER_AREA if len(p) >= SIZE else cv2.INTER_CUBIC for p in pieces]
+        sized = [cv2.resize(p, (SIZE, SIZE), interpolation=way) for p, way in zip(pieces, ways, strict=True)]
+        clean = [np.asarray(np.clip(p, 0, 1), np.float32) for p in sized]
     else:
-        clean = list(clean_pool(7, 4, SIZE).astype(np.float32) / np.float32(255))
+        clean = list(clean_pool(7, len(VALIDATION_BOXES), SIZE).astype(np.float32) / np.float32(255))
+    tones: list[Tone] = ["colour", "colour", "colour", "mono", "faded", "colour", "sepia", "colour"]
     return [
-        (name, *degrade(picture, level, np.random.default_rng([99, i]), "mono" if i == 3 else "colour"))
-        for name, level in LEVELS.items()
+        (name, *degrade(picture, level, np.random.default_rng([99, row, i]), tones[i]))
+        for row, (name, level) in enumerate(LEVELS.items())
         for i, picture in enumerate(clean)
     ]
 
@@ -261,21 +243,26 @@ class Trainer:
         self.options, self.device = options, device
         self.model = identity_network(options.seed).to(device)
         self.average = identity_network(options.seed).to(device)
-        # A correction is a hundredth of what the features are: to_rgb needs finer steps than the convolutions.
         named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         self.trained = [p for _, p in named]
-        groups = [
-            {"params": [p for n, p in named if ".to_rgb" not in n], "factor": 1.0},
-            {"params": [p for n, p in named if ".to_rgb" in n], "factor": 0.1},
+        last, next_to_last, *_ = sorted((n for n, _ in named if ".to_rgb" in n), reverse=True)
+        # The coarser the level, the larger the area that a to_rgb weight shifts.
+        factors = {n: 1.0 if n == last or ".to_rgb" not in n else 0.3 if n == next_to_last else 0.1 for n, _ in named}
+        filters = [n for n, p in named if p.ndim >= 4 and p.shape[-1] == 3]
+        rest = [{"params": [p], "factor": factors[n]} for n, p in named if n not in filters]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            Muon([p for n, p in named if n in filters], options.rate * 2),
+            torch.optim.Adam(rest, lr=options.rate, betas=(0.9, 0.99)),
         ]
-        self.optimiser = torch.optim.Adam(groups, lr=options.rate, betas=(0.9, 0.99))
+        self.rates = [[options.rate * 2], [options.rate * factors[n] for n, _ in named if n not in filters]]
         self.step, self.spent, self.offset = 0, 0.0, 0.0
         self.state_file = options.work / "state.pt"
         if self.state_file.exists():
             state = torch.load(self.state_file, map_location=device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
             self.step, self.spent, self.offset = state["step"], state["spent"], state["offset"]
             if options.fresh_schedule:
                 self.offset = self.spent
@@ -285,7 +272,7 @@ class Trainer:
         state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
         facts = {"steps": str(self.step), "seconds": str(round(self.spent))}
         numbers = {
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
             "spent": self.spent,
             "offset": self.offset,
@@ -298,21 +285,23 @@ class Trainer:
     def learn(self, batch: Batch) -> float:
         """One step; the loss."""
         done = (self.spent - self.offset) / self.options.seconds
-        rate = (
-            self.options.rate
-            * min(1, (self.step + 1) / 50)
-            * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1, done))) / 2)
-        )
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["factor"]
+        share = min(1, (self.step + 1) / 50) * (1 + math.cos(math.pi * min(1, done))) / 2
+        for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * share
         source, target, gray = (part.to(self.device) for part in batch)
-        loss = loss_of(folded_forward(self.model, source), target, gray)
-        self.optimiser.zero_grad()
+        source = source.contiguous(memory_format=torch.channels_last)
+        half = self.options.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            restored = folded_forward(self.model, source)
+        loss = loss_of(restored, target, gray) + LIKENESS * torch.log(1.01 - likeness_of(restored, target)).mean()
+        self.model.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.step += 1
-        keep = min(0.997, (1 + self.step) / (10 + self.step))
+        keep = min(0.998, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
@@ -322,13 +311,13 @@ class Trainer:
         """Trains until the time is over, with a progress line, a sheet and a saved state every so often."""
         pairs = validation_pairs()
         losses: list[float] = []
-        reported = self.spent
+        reported, began = self.spent, time.monotonic()
         for batch in batches(pool, self.options.seed, self.step, self.options.batch, self.options.side):
             if self.spent - self.offset >= self.options.seconds:
                 break
-            began = time.monotonic()
             losses.append(self.learn(batch))
-            self.spent += time.monotonic() - began
+            now = time.monotonic()
+            self.spent, began = self.spent + now - began, now
             if self.spent - reported >= self.options.report:
                 reported = self.spent
                 line = validate(self.average, pairs, self.options.work / "sheet.png")
@@ -346,9 +335,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for pool, state, weights and sheet")
     parser.add_argument("--seconds", type=float, default=3600, help="training time of this learning-rate curve")
     parser.add_argument("--pictures", type=int, default=2400, help="clean pictures in the pool")
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step")
-    parser.add_argument("--side", type=int, default=128, help="side of the training pictures, px: 64, 128, 192 or 256")
-    parser.add_argument("--rate", type=float, default=0.01, help="highest learning rate")
+    parser.add_argument("--batch", type=int, default=16, help="pictures a step")
+    parser.add_argument("--side", type=int, default=64, help="side of the training pictures, px: 64, 128, 192 or 256")
+    parser.add_argument("--rate", type=float, default=0.01, help="highest learning rate; filters take twice that")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16", help="of the convolutions")
     parser.add_argument("--seed", type=int, default=1000, help="seed of data, damage and first weights")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, and processes that make pictures")
     parser.add_argument("--report", type=float, default=60, help="seconds between progress lines")

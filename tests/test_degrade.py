@@ -118,6 +118,12 @@ def test_jpeg_loses_more_the_lower_the_quality(clean: Pixels) -> None:
     np.testing.assert_allclose(degrade.jpeg(flat, 50), flat, atol=1e-6)
 
 
+def test_at_quality_100_there_is_no_file_in_between(clean: Pixels) -> None:
+    nothing = degrade.Level((0.05, 0.05), (1.0, 1.0), (0.0, 0.0), (100, 100), 0, 0)
+    source, target = degrade.degrade(clean, nothing, np.random.default_rng(1))
+    np.testing.assert_allclose(source, target, atol=0.6 / 255)
+
+
 def test_scars_keep_the_range_and_screens_spare_black_and_white(clean: Pixels) -> None:
     for seed in range(6):
         scarred = degrade.scarred(clean, np.random.default_rng(seed))

@@ -4,6 +4,7 @@ from pathlib import Path
 import cv2
 import degrade
 import lite_data
+import lite_network
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from facefix.gpen import GPEN
 from facefix.networks import Network
 from facefix.types import Pixels
 
+FLOOR = train_lite.FLOOR
 WEIGHTS = Path(__file__).parents[1] / "weights" / "facefix-lite-256.safetensors"
 
 
@@ -48,7 +50,7 @@ def restored(network: Network, picture: Pixels) -> Pixels:
 
 def shaken(seed: int) -> GPEN:
     """An identity network with everything moved a little, except that its style stays constant."""
-    model = train_lite.identity_network(seed)
+    model = lite_network.identity_network(seed)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -93,8 +95,9 @@ def test_photos_have_rights_and_none_is_trained_on_and_judged_by() -> None:
 
 
 def test_batches_depend_on_seed_and_step_alone(pool: np.ndarray) -> None:
-    source, target, gray = train_lite.make_batch(pool, 5, 17, 6, 64)
-    again = train_lite.make_batch(pool, 5, 17, 6, 64)
+    photos = lite_data.free_photos()
+    source, target, gray = train_lite.make_batch(pool, 5, 17, 6, 64, photos)
+    again = train_lite.make_batch(pool, 5, 17, 6, 64, photos)
     assert all(torch.equal(a, b) for a, b in zip((source, target, gray), again, strict=True))
     assert not torch.equal(source, train_lite.make_batch(pool, 5, 18, 6, 64)[0])
     assert source.shape == target.shape == (6, 3, 64, 64)
@@ -110,7 +113,7 @@ def test_batches_depend_on_seed_and_step_alone(pool: np.ndarray) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1000])
 def test_training_begins_with_the_identity(seed: int) -> None:
-    model = train_lite.identity_network(seed)
+    model = lite_network.identity_network(seed)
     pictures = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     assert (model(pictures) - pictures).abs().max() < 1e-3
     with torch.no_grad():
@@ -122,7 +125,7 @@ def test_the_folded_forward_is_the_networks_own() -> None:
     pictures = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(2)) * 2 - 1
     with torch.no_grad():
         expected = model(pictures)
-        found = train_lite.folded_forward(model, pictures)
+        found = lite_network.folded_forward(model, pictures)
     assert (expected - pictures).abs().mean() > 0.05
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
@@ -131,23 +134,69 @@ def test_pictures_for_training_may_be_smaller_and_oblong() -> None:
     model = shaken(3)
     pictures = torch.rand(1, 3, 128, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
     with torch.no_grad():
-        assert train_lite.folded_forward(model, pictures).shape == pictures.shape
+        assert lite_network.folded_forward(model, pictures).shape == pictures.shape
+
+
+def test_training_begins_with_features_of_contrast_not_of_brightness() -> None:
+    model = lite_network.identity_network(4)
+    [halving] = model.get_submodule("ecd1")
+    even = torch.full((1, lite_network.CHANNELS[-1], 16, 16), 0.7)
+    rough = even + 0.1 * torch.randn(even.shape, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        assert halving(even)[..., 2:-2, 2:-2].abs().max() < 1e-4
+        assert halving(rough).abs().mean() > 0.02
+        last = model.get_submodule("generator.convs").get_submodule(str(2 * len(lite_network.CHANNELS) - 3))
+        weight = last.get_parameter("conv.weight")[0]
+    context, contrast = weight[:, : lite_network.CHANNELS[-1]], weight[:, lite_network.CHANNELS[-1] :][:, :6]
+    torch.testing.assert_close(context[0::2], context[1::2])
+    torch.testing.assert_close(contrast[0::2], -contrast[1::2])
+    assert contrast.abs().max() > 0.5
+
+
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8)])
+def test_a_step_is_made_orthogonal(shape: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(6)
+    matrix = torch.randn(*shape, generator=draw) * torch.logspace(-2, 0, shape[1])
+    values = torch.linalg.svdvals(lite_network.orthogonal(matrix))
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+    parameter = torch.nn.Parameter(torch.zeros(4, 2, 3, 3))
+    parameter.grad = torch.randn(4, 2, 3, 3, generator=draw)
+    lite_network.Muon([parameter], lr=0.01).step()
+    assert float(parameter.detach().square().mean().sqrt()) == pytest.approx(0.01, rel=0.3)
+    assert float((parameter.detach() * parameter.grad).sum()) < 0
+
+
+def test_training_is_watched_with_eight_pieces_at_every_level() -> None:
+    pairs = train_lite.validation_pairs()
+    assert [name for name, _, _ in pairs] == [level for level in degrade.LEVELS for _ in range(8)]
+    for (_, source, target), (_, again, _) in zip(pairs, train_lite.validation_pairs(), strict=True):
+        np.testing.assert_array_equal(source, again)
+        assert source.shape == target.shape == (256, 256, 3)
+        assert 15 < degrade.psnr(source, target) < 45
 
 
 def test_the_loss_is_psnr_with_edges_and_the_colour_of_grey_photos() -> None:
     target = torch.zeros(2, 3, 16, 16)
     gray = torch.tensor([0.0, 1.0])
-    assert float(train_lite.loss_of(target, target, gray)) == pytest.approx(np.log(2e-4))
+    assert float(train_lite.loss_of(target, target, gray)) == pytest.approx(np.log(FLOOR))
     flat = torch.full_like(target, 0.1)
-    assert float(train_lite.loss_of(flat, target, gray)) == pytest.approx(np.log(0.01 + 2e-4), rel=1e-5)
+    assert float(train_lite.loss_of(flat, target, gray)) == pytest.approx(np.log(0.01 + FLOOR), rel=1e-5)
     red = target.clone()
     red[:, 0] = 0.3
-    expected = np.mean([np.log(0.03 + 2e-4), np.log(0.03 + 4 * 0.02 + 2e-4)])
+    expected = np.mean([np.log(0.03 + FLOOR), np.log(0.03 + 4 * 0.02 + FLOOR)])
     assert float(train_lite.loss_of(red, target, gray)) == pytest.approx(expected, rel=1e-5)
     stripes = target.clone()
     stripes[..., ::2] = 0.1
-    expected = np.log(0.005 + 0.25 * 0.01 + 2e-4)
+    expected = np.log(0.005 + 0.25 * 0.01 + FLOOR)
     assert float(train_lite.loss_of(stripes, target, gray * 0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_likeness_is_the_ssim_that_is_reported(face: Pixels) -> None:
+    pairs = [degrade.degrade(face, degrade.LEVELS["medium"], np.random.default_rng(seed)) for seed in (1, 2)]
+    sources, targets = (train_lite.as_tensor(pictures) for pictures in zip(*pairs, strict=True))
+    found = train_lite.likeness_of(sources, targets)
+    np.testing.assert_allclose(found.numpy(), [degrade.ssim(*pair) for pair in pairs], atol=1e-4)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -183,7 +232,7 @@ def test_the_shipped_file_is_small_and_of_float16() -> None:
     state = networks.read_state(WEIGHTS)
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
     model = GPEN.from_state({name: tensor.float() for name, tensor in state.items()})
-    assert model.shape.channels == train_lite.CHANNELS
+    assert model.shape.channels == lite_network.CHANNELS
     styles = [name for name in state if name.endswith("modulation.weight")]
     assert styles
     assert not any(state[name].any() for name in styles)

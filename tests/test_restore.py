@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from facefix import align, networks
+from facefix import align, networks, runtime
 from facefix.errors import DeviceError, WeightsInvalid, WeightsMissing
 from facefix.restore import Identity, NetworkRestorer, Pattern, Shelf, pattern, sharper_than
 from facefix.types import Face, Photo
@@ -79,6 +79,28 @@ def test_without_other_weights_the_embedded_network_is_taken() -> None:
     assert (restorer.name, restorer.template.name, restorer.template.size) == ("facefix-lite-256", "gpen", 256)
     assert found.take(256) is restorer
     assert set(found.digests) == {"facefix-lite-256"}
+
+
+def test_the_embedded_network_cleans_large_faces_in_tiles_at_their_own_resolution(
+    portrait: np.ndarray, face: Face
+) -> None:
+    found = shelf("facefix-lite-256")
+    assert [found.size_for(span) for span in (60, 320, 321, 700, 9000)] == [256, 256, 320, 704, 1024]
+    restorer = found.take(480)
+    assert (restorer.name, restorer.template.size, found.take(480)) == ("facefix-lite-256", 480, restorer)
+    assert found.size_for(408) == 416
+    large = cv2.resize(portrait, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+    near = Face(face.box_xyxy * 2 + 0.5, face.points * 2 + 0.5, face.score)
+    noise = np.random.default_rng(5).normal(0, 15, (*large.shape[:2], 1))
+    noisy = np.clip(large + noise, 0, 255).astype(np.uint8)
+    clean, crop = (align.crop(Photo(picture), near, restorer.template) for picture in (large, noisy))
+    [new] = restorer([crop])
+    assert isinstance(restorer, NetworkRestorer)
+    for corner in (slice(0, 256), slice(-256, None)):
+        [alone] = runtime.run(restorer.network, [crop.pixels[corner, corner]])
+        inner = slice(0, 224) if corner.start == 0 else slice(-224, None)
+        np.testing.assert_allclose(new[inner, inner], alone[inner, inner], atol=1e-5)
+    assert np.square(new - clean.pixels).mean() < 0.5 * np.square(crop.pixels - clean.pixels).mean()
 
 
 def test_a_file_by_path_brings_its_size_from_its_tensors(tiny_gpen_file: Path) -> None:
