@@ -497,7 +497,9 @@ def test_a_photo_that_kills_its_worker_is_tried_once_more_alone_and_then_fails(s
     out, engine = tmp_path / "out", Deadly("turned.png")
     told = go(scans, out, engine=engine)
     assert kinds(told) == {"done": 3, "failed": 1}
-    assert reasons(told)[0].endswith("turned.png: the worker was killed by signal 9, twice; leave the photo out")
+    assert reasons(told)[0].endswith(
+        "turned.png: its worker died twice: it was killed by signal 9; leave the photo out"
+    )
     assert engine.alone[1] == 0
     assert len(engine.alone) == 2
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from facefix.pipeline import FaceFix
 
 IN_HAND = 3
+_STARTS = 3
 _BASE_BYTES, _BYTES_OF_WEIGHTS = 1 << 30, 8
 
 
@@ -198,7 +199,8 @@ class _Hand:
                 self.connection.send(message)
 
     def _keep(self) -> None:
-        """Start the process, pass on what it tells, and start another one where it dies."""
+        """Starts the process, passes on what it tells, and starts another one where it dies, but not for ever."""
+        failed_starts = 0
         while not self.closing:
             _leave_interrupts_to_the_driver()
             was_ready = self._one_life()
@@ -210,10 +212,11 @@ class _Hand:
             if self.closing:
                 return
             reason = _ending(self.process.exitcode)
-            if not was_ready:
-                self.tell(Broken(FacefixError(f"a worker process {reason} while it was starting; see the lines above")))
+            failed_starts = 0 if was_ready else failed_starts + 1
+            if failed_starts == _STARTS:
+                self.tell(Broken(FacefixError(f"a worker process could not start, {_STARTS} times: it {reason}")))
                 return
-            self.tell(Lost(lost, reason))
+            self.tell(Lost(lost, reason, blameless=not was_ready))
 
     def _one_life(self) -> bool:
         """Whether the process got ready before it ended."""
@@ -336,7 +339,7 @@ def _die_with(driver: int) -> None:
 
 def _ending(code: int | None) -> str:
     if code is not None and code < 0:
-        why = "; there may not be enough memory, fewer --workers need less" if code == -signal.SIGKILL else ""
+        why = " (there may not be enough memory; fewer --workers need less)" if code == -signal.SIGKILL else ""
         return f"was killed by signal {-code}{why}"
     return f"ended with status {code}"
 
