@@ -346,7 +346,7 @@ class Drive:
         if row is None:
             return
         if job.number in self._died and not lost.blameless:
-            self._fail(row, f"{shown(job.source)}: its worker died twice: it {lost.reason}; leave the photo out")
+            self._fail(row, f"{shown(job.source)}: two workers died at it, the last one {lost.reason}; leave it out")
             self._led(job)
             return
         self._rows[row.number] = row = self.journal.retry(row)
