@@ -498,7 +498,7 @@ def test_a_photo_that_kills_its_worker_is_tried_once_more_alone_and_then_fails(s
     told = go(scans, out, engine=engine)
     assert kinds(told) == {"done": 3, "failed": 1}
     assert reasons(told)[0].endswith(
-        "turned.png: its worker died twice: it was killed by signal 9; leave the photo out"
+        "turned.png: two workers died at it, the last one was killed by signal 9; leave it out"
     )
     assert engine.alone[1] == 0
     assert len(engine.alone) == 2
