@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -308,7 +308,7 @@ class Screen:
             print(json.dumps(report), flush=True)
         elif not self.many.quiet:
             for warning in report["warnings"]:
-                remark(f"{report['source']}: {warning}")
+                self._say(remark, f"{report['source']}: {warning}", f"the note '{warning}'")
             what = f"{len(restored)} of {len(report['faces'])} faces restored" if report["faces"] else "no face found"
             names = ", ".join(sorted({face["restorer"] for face in restored if face["restorer"]}))
             by = f" with {names}" if names else ""
@@ -318,19 +318,20 @@ class Screen:
             print(f"{_shown(self.out / report['target'])}: {told}")
 
     def _failed(self, source: Path, reason: str) -> None:
-        """Names a failure; of many with one reason the first ten."""
+        """Names a failure."""
         if self.many.json_lines:
             print(json.dumps(failure(source, reason)), flush=True)
-        kind = reason.removeprefix(f"{shown(source)}: ")
-        kind = kind if kind in self._kinds or len(self._kinds) < _KINDS else ""
+        self._say(complain, reason, f"'{reason.removeprefix(f'{shown(source)}: ')}'")
+
+    def _say(self, aloud: Callable[[str], None], line: str, kind: str) -> None:
+        """Says the line; of many of one kind the first ten."""
+        kind = kind if kind in self._kinds or len(self._kinds) < _KINDS else "other reasons"
         self._kinds[kind] += 1
         if self._kinds[kind] <= _SAID:
-            complain(reason)
+            aloud(line)
         if self._kinds[kind] == _SAID:
-            told = f"'{kind}'" if kind else "other reasons"
-            complain(
-                f"more photos with {told} are only counted; {_shown(self.out / FOLDER / 'report.jsonl')} names them"
-            )
+            where = _shown(self.out / FOLDER / "report.jsonl")
+            aloud(f"more photos with {kind} are only counted; {where} names them")
 
     def so_far(self) -> str:
         """What was done up to now, in a few words."""

@@ -94,7 +94,7 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Photo
     def check(width: int, height: int) -> None:
         if width * height > max_pixels:
             limit = f"expected at most {max_pixels:,} pixels, got {width}x{height} = {width * height:,}"
-            raise PhotoRefused(path, f"{limit}; scale it down, or allow more with --max-pixels (from Python: max_pixels)")
+            raise PhotoRefused(path, f"{limit}; scale it down, or allow more with --max-pixels")
 
     try:
         mode = os.stat(path).st_mode
