@@ -439,5 +439,8 @@ def _knock(address: str) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """The error on one line, without what Ray tells of its own inside."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """What is at the bottom of the error, on one line: Ray's errors hold whole tracebacks, whose last line tells."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].partition(". ")[0][:300] if lines else type(error).__name__
