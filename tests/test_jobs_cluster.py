@@ -241,23 +241,11 @@ def begun(arguments: list[str], lines: int) -> subprocess.Popen[str]:
     return running
 
 
-def test_an_interrupted_and_a_killed_driver_go_on_where_they_were(
+def test_a_killed_driver_goes_on_where_it_was(
     scans: Path, expected: dict[str, str], nodes: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    arguments = command(scans, out, "--ray-address", nodes.address)
-    running = begun(arguments, 2)
-    os.killpg(running.pid, signal.SIGINT)
-    printed, complaints = running.communicate(timeout=120)
-    assert running.returncode == 130, complaints
-    said = [line for line in complaints.splitlines() if "zip.jpg" not in line]
-    assert len(said) == 2, complaints
-    assert "finishing the photos in hand" in said[0]
-    assert "the same command goes on from here" in said[1]
-    with Journal.open(out, write=False) as journal:
-        finished = journal.counts()
-    assert finished["running"] == 0
-    assert 2 <= finished["done"] <= 2 + printed.count("\n")
+    arguments = command(scans, out, "--ray-address", nodes.address, "--workers", 1)
     running = begun(arguments, 2)
     running.kill()
     running.communicate(timeout=60)
@@ -270,17 +258,28 @@ def test_an_interrupted_and_a_killed_driver_go_on_where_they_were(
     assert list((out / STAGE).iterdir()) == []
 
 
-def test_without_an_address_ray_is_started_for_the_run_and_ends_with_it(
-    scans: Path, expected: dict[str, str], tmp_path: Path
+def test_without_an_address_ray_is_started_for_the_run_and_ctrl_c_ends_both(
+    scans: Path, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = {**os.environ, **CALM}
-    environment.pop("RAY_ADDRESS", None)
-    arguments = command(scans / "sub", tmp_path / "out", "--workers", 1)
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False, env=environment)
-    assert (done.returncode, done.stderr) == (0, "")
-    made = {name: digest for name, digest in tree(tmp_path / "out").items() if FOLDER not in name}
-    assert made == {name[4:]: digest for name, digest in expected.items() if name.startswith("sub/")}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    out = tmp_path / "out"
+    running = begun(command(scans / "sub", out, "--workers", 1), 2)
+    os.killpg(running.pid, signal.SIGINT)
+    printed, complaints = running.communicate(timeout=120)
+    assert running.returncode == 130, complaints
+    said = complaints.splitlines()
+    assert len(said) == 2, complaints
+    assert "finishing the photos in hand" in said[0]
+    assert "the same command goes on from here" in said[1]
+    with Journal.open(out, write=False) as journal:
+        finished = journal.counts()
+    assert (finished["running"], finished["failed"]) == (0, 0)
+    assert 2 <= finished["done"] <= 2 + printed.count("\n")
+    made = {name: digest for name, digest in tree(out).items() if FOLDER not in name}
+    assert len(made) == finished["done"]
+    assert made.items() <= {name[4:]: digest for name, digest in expected.items() if name.startswith("sub/")}.items()
     assert not worker_processes()
+    assert list((out / STAGE).iterdir()) == []
 
 
 @pytest.mark.parametrize("gpus", [0.0, 1.0])
@@ -291,7 +290,7 @@ def test_gpus_are_asked_from_ray(scans: Path, nodes: Any, tmp_path: Path, gpus: 
     try:
         raised = (DeviceError, "cuda") if gpus else (UsageError, "expected a node with 1 CPU cores, .* and 0.5 GPU")
         with pytest.raises(raised[0], match=raised[1]):
-            go(scans, tmp_path / "out", Cluster(nodes.address, "auto" if gpus else "cuda", gpus=0.5))
+            go(scans, tmp_path / "out", Cluster(nodes.address, "auto" if gpus else "cuda", bool(gpus), gpus=0.5))
     finally:
         nodes.remove_node(third)
 
@@ -308,7 +307,7 @@ def test_what_no_worker_can_do_is_one_line(
     scans: Path, nodes: Any, tmp_path: Path, run: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says) as raised:
-        go(scans, tmp_path / "out", Cluster(nodes.address, "cpu"), **run)
+        go(scans, tmp_path / "out", Cluster(nodes.address, "cpu", "threads" not in run), **run)
     assert "\n" not in str(raised.value)
     assert list((tmp_path / "out" / STAGE).iterdir()) == []
 

@@ -504,6 +504,12 @@ def test_a_photo_that_kills_its_worker_is_tried_once_more_alone_and_then_fails(s
     assert len(engine.alone) == 2
 
 
+def test_copies_of_a_photo_that_kills_its_worker_are_tried_by_themselves(scans: Path, tmp_path: Path) -> None:
+    (scans / "sub" / "twin.png").write_bytes((scans / "sub" / "turned.png").read_bytes())
+    told = go(scans, tmp_path / "out", engine=Deadly("turned.png"))
+    assert kinds(told) == {"done": 4, "failed": 1}
+
+
 def test_a_killed_run_is_finished_by_the_next_to_the_same_bytes(tmp_path: Path, face: np.ndarray) -> None:
     """Slow: each life loads torch. SIGKILL at random moments, in this process's grandchildren too."""
     scans, whole, out = tmp_path / "scans", tmp_path / "whole", tmp_path / "out"
