@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import signal
@@ -37,6 +38,9 @@ from facefix.jobs.cluster import Cluster  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
+    # what Ray itself leaves open or warns of
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*", "ignore::FutureWarning:ray.*"),
     pytest.mark.skipif(sys.platform != "linux", reason="several nodes on one machine are for Linux"),
 ]
 PATTERN = Recipe(restorer="pattern")
@@ -57,6 +61,7 @@ def nodes() -> Iterator[Any]:
     finally:
         ray.shutdown()
         made.shutdown()
+        gc.collect()
         os.environ.clear()
         os.environ.update(before)
 
@@ -101,8 +106,9 @@ def go(source: Path, out: Path, engine: Engine, hears: Callable[..., None] | Non
 
 
 def tree(out: Path) -> dict[str, str]:
-    """Digest of every file below OUT, patches of faces included, but for journal and report."""
+    """Digest of every file below OUT, patches of faces included, but for journal, report and what the dead leave."""
     files = (path for path in out.rglob("*") if path.is_file() and not path.match(f"{FOLDER}/*"))
+    files = (path for path in files if out / STAGE not in path.parents)
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
