@@ -46,7 +46,12 @@ pytestmark = [
 PATTERN = Recipe(restorer="pattern")
 PHOTOS = 18
 NODE = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20, "include_dashboard": False}
-CALM = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
+CALM = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "OMP_NUM_THREADS": "1",
+    "FACEFIX_TESTED_BY": str(os.getpid()),
+}
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +123,12 @@ def attempts(out: Path) -> list[int]:
 
 
 def worker_processes() -> set[int]:
-    """The processes of actors, each of which calls itself by what it does."""
+    """The processes of this test run's actors, each of which calls itself by what it does."""
     found = set()
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::Worker"):
+            ours = f"FACEFIX_TESTED_BY={os.getpid()}".encode() in (folder / "environ").read_bytes().split(b"\0")
+            if ours and (folder / "cmdline").read_bytes().startswith(b"ray::Worker"):
                 found.add(int(folder.name))
     return found
 
@@ -176,9 +182,9 @@ def test_a_killed_worker_loses_nothing_and_does_nothing_twice(
 
     def kill(event: str, done: int) -> None:
         if event == "done" and done >= 3 and not killed:
-            for process in worker_processes():
+            for hand in [hand for hand in engine._hands if hand.place]:
+                process = hand.place.process
                 os.kill(process, signal.SIGSTOP)  # so that it cannot finish them meanwhile
-                hand = next(hand for hand in engine._hands if hand.place and hand.place.process == process)
                 if hand.jobs:
                     killed.append(process)
                     os.kill(process, signal.SIGKILL)
@@ -253,6 +259,7 @@ def test_a_killed_driver_goes_on_where_it_was(
     out = tmp_path / "out"
     arguments = command(scans, out, "--ray-address", nodes.address, "--workers", 1)
     running = begun(arguments, 2)
+    assert worker_processes()
     running.kill()
     running.communicate(timeout=60)
     until(lambda: not worker_processes(), 30)
@@ -268,6 +275,7 @@ def test_without_an_address_ray_is_started_for_the_run_and_ctrl_c_ends_both(
     scans: Path, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("FACEFIX_TESTED_BY", str(os.getpid()))
     out = tmp_path / "out"
     running = begun(command(scans / "sub", out, "--workers", 1), 2)
     os.killpg(running.pid, signal.SIGINT)
