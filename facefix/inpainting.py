@@ -39,6 +39,9 @@ class _Task:
     growth: Margins
 
 
+_WISE_DENOISE = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class _Filled:
     """The photo after the fill, the hole at its size, its tone, and the boxes that the engine saw, in their order."""
@@ -308,13 +311,16 @@ class Inpainter:
         return matching.grained(whole, reach, self.recipe.fill_grain, seed)
 
     def _remarks(self, boxes: Sequence[Box]) -> tuple[str, ...]:
-        """What the report warns of: an engine that saw a shrunk photo where it need not."""
+        """What the report warns of: a shrunk photo where it need not be, and structures that may have changed."""
         most, recipe = self.kind.works_px, self.recipe
+        told: list[str] = []
+        if recipe.hires > 1 and recipe.denoise > _WISE_DENOISE:
+            told.append(f"--denoise {recipe.denoise:g} is above {_WISE_DENOISE}: structures may have changed")
         seen = max((box.x1 - box.x0) * (box.y1 - box.y0) for box in boxes)
-        if most is None or recipe.tiled or recipe.region == "masked" or seen <= 2 * most:
-            return ()
-        text = f"{self.engine.name} works at {most / 1e6:.1f} megapixels and saw the photo shrunk to them"
-        return (f"{text}; --region masked shows it the hole at full size",)
+        if most is not None and not recipe.tiled and recipe.region != "masked" and seen > 2 * most:
+            text = f"{self.engine.name} works at {most / 1e6:.1f} megapixels and saw the photo shrunk to them"
+            told.append(f"{text}; --region masked shows it the hole at full size")
+        return tuple(told)
 
     def _faces(self, filled: _Filled, target: Path | None, progress: Progress | None) -> Result:
         """The result with the faces restored that the hole touches, inside its soft edge and `face_spill_px` more."""

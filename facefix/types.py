@@ -239,8 +239,8 @@ class Report:
 class Result:
     """The new photo, its report, and by face number (from 1, as in the report) what was pasted for each face.
 
-    `canvas` is the photo at the result's scale before anything was pasted; at scale 1 the photo itself. `allowed` is the
-    user's mask, (H, W) of the photo, where there was one.
+    `canvas` is the photo at the result's scale before anything was pasted; at scale 1 the photo itself. `allowed` is
+    the user's mask, (H, W) of the photo, where there was one.
     """
 
     photo: Photo

@@ -413,8 +413,6 @@ def test_hires_keeps_structure_by_refusing_what_would_lose_it(engines: dict[str,
             diffusion.hires(SCENE, engines["sd4"], denoise=denoise)
     with pytest.raises(UsageError, match=r"scale 0\.5"):
         diffusion.hires(SCENE, engines["sd4"], scale=0.5)
-    with pytest.warns(UserWarning, match=r"denoise 0\.6 is above 0\.5"):
-        diffusion.hires(SCENE, engines["sd4"], scale=1, denoise=0.6, steps=1)
 
 
 # --- models from folders ---------------------------------------------------------------------------------------------

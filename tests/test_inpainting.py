@@ -569,7 +569,8 @@ def test_hires_enlarges_everything_and_draws_the_hole_anew(tiny_model: Path) -> 
     mask[30:50, 30:60] = True
     settings = {"engine": "sd", "model": str(tiny_model), "steps": 2, "faces": False, "fill_grain": 0.0}
     plain = Inpainter.load(Recipe(**settings), device="cpu")(scene, mask)
-    result = Inpainter.load(Recipe(hires=2, denoise=0.5, **settings), device="cpu")(scene, mask)
+    result = Inpainter.load(Recipe(hires=2, denoise=0.6, **settings), device="cpu")(scene, mask)
+    assert "--denoise 0.6 is above 0.5: structures may have changed" in result.report.warnings
     assert result.photo.raster.shape == (160, 192, 3)
     enlarged = upscale.lanczos(plain.photo, 2).raster
     distance = np.repeat(np.repeat(distance_slowly(mask), 2, 0), 2, 1)

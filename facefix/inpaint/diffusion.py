@@ -35,7 +35,7 @@ from facefix.inpaint.tiled_vae import tiled_vae
 from facefix.types import Mask, Meta, Photo, Pixels
 
 OFFLOADS = ("none", "model", "sequential")
-MOST_DENOISE, WISE_DENOISE = 0.7, 0.5
+MOST_DENOISE = 0.7
 _LEAST_PX = 64  # sides below that a UNet cannot halve as often as it does
 _XL_DENOISE = 0.999  # at exactly 1 SDXL drops the picture's colours
 
@@ -254,8 +254,8 @@ def hires(
         scene: (h, w, 3) float32 sRGB, 0..1, with its hole filled.
         engine: what draws; its tiles are used where it has them.
         scale: how many times as large, at least 1.
-        denoise: how far the model may go from the enlarged picture: above 0.5 it warns, above 0.7 it refuses, as the
-            picture's structure would be lost.
+        denoise: how far the model may go from the enlarged picture: above 0.5 structures may change, above 0.7 they
+            would be lost, which is refused.
         steps: how many the model makes; the engine's own number without it.
         hole: (h, w) float32, only where it is 1 the picture is drawn anew; everywhere without one.
         upscaler: what enlarges by a whole factor: `upscale.lanczos`, or an `upscale.Upscaler` (Real-ESRGAN).
@@ -269,8 +269,6 @@ def hires(
     if scale < 1 or not 0 < denoise <= MOST_DENOISE:
         wrong = f"scale {scale:g} and denoise {denoise:g}"
         raise UsageError(f"--hires: expected scale ≥ 1 and 0 < denoise ≤ {MOST_DENOISE}, got {wrong}; 0.35 is usual")
-    if denoise > WISE_DENOISE:
-        warnings.warn(f"hires: denoise {denoise:g} is above {WISE_DENOISE}: structures may change", stacklevel=2)
     size = int(scene.shape[1] * scale), int(scene.shape[0] * scale)
     whole = math.ceil(scale)
     raster = np.rint(np.clip(scene, 0, 1) * 65535).astype(np.uint16)
