@@ -2,7 +2,7 @@
 
 It is a GPEN, so that the ordinary loader reads it, but what makes GPEN invent faces is left out: the style is constant
 (modulation weights are zero and stay so). What is left is a plain convolutional cleaner that sees local damage only. It
-can be trained on pieces of 64 px, and runs in tiles on pictures of any size.
+can be trained on pieces of 128 px, and runs in tiles on pictures of any size.
 """
 
 from __future__ import annotations
@@ -22,6 +22,20 @@ STYLE_DIM, N_MLP = 16, 1
 COLOURING = 3
 """How many of the last to_rgb layers are trained: from 64 px up. Those below could only shift colours."""
 
+_BELOW = (
+    "generator.convs.2",
+    "generator.convs.1.",
+    "generator.convs.0.",
+    "generator.conv1.",
+    "ecd5.",
+    "ecd6.",
+)
+"""What works below 16 px, and the convolution that would bring it up, which stays zero.
+
+On a training piece of 128 px those levels are nearly all border, on a face of 256 px they are not: where they were
+trained, the network smoothed whole faces more than it had ever smoothed a piece.
+"""
+
 
 def identity_network(seed: int) -> GPEN:
     """A new lite network that gives its input back (to float rounding), ready to learn a correction.
@@ -37,11 +51,13 @@ def identity_network(seed: int) -> GPEN:
     coloured = tuple(f"generator.to_rgbs.{last - i}.conv.weight" for i in range(COLOURING))
     for name, parameter in model.named_parameters():
         constant = ".modulation." in name or name.startswith(("final_linear", "generator.style.", "generator.input."))
-        parameter.requires_grad_(not constant and (".to_rgb" not in name or name in coloured))
+        unused = constant or name.startswith(_BELOW) or (".to_rgb" in name and name not in coloured)
+        parameter.requires_grad_(not unused)
         if name.endswith("modulation.weight") or (".to_rgb" in name and name.endswith("conv.weight")):
             nn.init.zeros_(parameter)
         elif name.endswith("noise.weight"):
             nn.init.ones_(parameter)
+    nn.init.zeros_(model.get_parameter(f"{_BELOW[0]}.conv.weight"))
     _start_with_contrasts(model)
     first = model.get_parameter("ecd0.0.0.weight").data
     final = model.get_parameter(f"generator.to_rgbs.{last}.conv.weight").data

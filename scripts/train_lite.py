@@ -6,7 +6,7 @@ makes a pool of clean pictures (once), trains until the time is over, and writes
 weights), `sheet.png` (validation: damaged, restored, clean) and `state.pt` (everything, to go on from) into the work
 folder. Called again with the same folder it goes on; `--fresh-schedule` starts a new learning-rate curve from there.
 
-How the network begins, and why pieces of 64 px are enough, stands in `lite_network`.
+How the network begins, and why pieces of 128 px are enough, stands in `lite_network`.
 """
 
 from __future__ import annotations
@@ -334,9 +334,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="Train facefix-lite from pictures that this program makes.")
     parser.add_argument("--work", type=Path, required=True, help="folder for pool, state, weights and sheet")
     parser.add_argument("--seconds", type=float, default=3600, help="training time of this learning-rate curve")
-    parser.add_argument("--pictures", type=int, default=2400, help="clean pictures in the pool")
-    parser.add_argument("--batch", type=int, default=16, help="pictures a step")
-    parser.add_argument("--side", type=int, default=64, help="side of the training pictures, px: 64, 128, 192 or 256")
+    parser.add_argument("--pictures", type=int, default=1800, help="clean pictures in the pool")
+    parser.add_argument("--batch", type=int, default=4, help="pictures a step")
+    parser.add_argument("--side", type=int, default=128, help="side of the training pictures, px: 64, 128, 192 or 256")
     parser.add_argument("--rate", type=float, default=0.01, help="highest learning rate; filters take twice that")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16", help="of the convolutions")
     parser.add_argument("--seed", type=int, default=1000, help="seed of data, damage and first weights")
