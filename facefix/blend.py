@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,10 +65,16 @@ def paste(
             )
     raster = canvas.raster.copy()
     placed = [(patch, box) for patch in patches if (box := touched_box(patch, canvas, scale)) is not None]
-    for group in groups([box for _, box in placed]):
+
+    def paste_group(group: Sequence[int]) -> None:
         layers = [_Layer.of(placed[i][0], placed[i][1], scale, strength) for i in group]
         for tile in _tiles(around(layer.box for layer in layers)):
             _paste_tile(canvas, raster, layers, tile, within, scale)
+
+    # groups share no pixel; OpenCV and NumPy let other threads run
+    with ThreadPoolExecutor(max(1, cv2.getNumThreads())) as threads:
+        for _ in threads.map(paste_group, groups([box for _, box in placed])):
+            pass
     return dataclasses.replace(canvas, raster=raster)
 
 
