@@ -1,7 +1,6 @@
 """`facefix colorize`, `facefix seg2face` and `--task selfie`, on published layouts with made weights."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,6 @@ import pytest
 from mixing_gpen import mixing, of_pixels, saved
 from PIL import Image
 
-from facefix import cli
 from facefix.trades import PALETTE
 
 
@@ -34,22 +32,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def facefix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shop: Path, tmp_path: Path) -> Command:
-    """The command as a shell would run it, in this process: arguments in, exit code, stdout and stderr out."""
+def facefix(facefix: Command, monkeypatch: pytest.MonkeyPatch, shop: Path) -> Command:
+    """The command where the trades' weights are there and accepted."""
     monkeypatch.setenv("FACEFIX_WEIGHTS", str(shop))
     monkeypatch.setenv("FACEFIX_ACCEPT", "gpen-colorization-1024,gpen-seg2face-512,gpen-bfr-1024,gpen-bfr-2048")
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["facefix", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            code = leaving.code
-        printed = capsys.readouterr()
-        return Done(int(code or 0), printed.out, printed.err)
-
-    return run
+    return facefix
 
 
 @pytest.fixture
