@@ -1,26 +1,16 @@
 """`facefix colorize`, `facefix seg2face` and `--task selfie`, on published layouts with made weights."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pytest
+from conftest import Command
 from mixing_gpen import mixing, of_pixels, saved
 from PIL import Image
 
 from facefix.trades import PALETTE
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")

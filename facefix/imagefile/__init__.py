@@ -54,6 +54,7 @@ __all__ = [
     "read",
     "save",
     "suffix_for",
+    "sync_folder",
     "to_pil",
     "write",
 ]
@@ -321,7 +322,7 @@ def _atomically(path: Path, fill: Callable[[BinaryIO], _Told], overwrite: bool) 
         raise PhotoUnwritable(path, f"it could not be written ({problem}); check the folder and the disk") from error
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return told
 
 
@@ -338,7 +339,7 @@ def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
     os.replace(temporary, path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes the new name last through a power cut, where the system can do that for folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return

@@ -24,6 +24,8 @@ def inside(out: Path, below: Path) -> Path:
     Raises:
         PhotoUnwritable: the way there leads out of OUT, or it cannot be made.
     """
+    from facefix.imagefile import sync_folder
+
     folder = out
     if below.is_absolute() or ".." in below.parts:
         raise PhotoUnwritable(below, "expected a way below the output folder, got one that leads out of it")
@@ -32,7 +34,7 @@ def inside(out: Path, below: Path) -> Path:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder)
-                synced(folder.parent)
+                sync_folder(folder.parent)
             mode = os.lstat(folder).st_mode
         except OSError as error:
             raise PhotoUnwritable(folder, f"{error.strerror}; name a folder that can be written") from error
@@ -52,6 +54,8 @@ def put(staged: Path, target: Path, *, replace: bool) -> None:
         PhotoUnwritable: another file stands there, and it is not to be replaced.
         OSError: the file system refuses.
     """
+    from facefix.imagefile import sync_folder
+
     with open(staged, "rb") as file:  # its time, too
         os.fsync(file.fileno())
     if not replace:
@@ -66,7 +70,7 @@ def put(staged: Path, target: Path, *, replace: bool) -> None:
         os.replace(staged, target)
     else:
         os.unlink(staged)
-    synced(target.parent)
+    sync_folder(target.parent)
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -84,18 +88,6 @@ def emptied(folder: Path) -> None:
     else:
         folder.unlink(missing_ok=True)
     folder.mkdir()
-
-
-def synced(folder: Path) -> None:
-    """Nothing; the folder's names are on the disk, where the system can do that."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def looked_at(source: Path, *, max_pixels: int) -> tuple[Mark, str, str]:
