@@ -256,11 +256,8 @@ def marked(path: Path, pragma: str) -> None:
     ("spoil", "says"),
     [
         (lambda path: path.write_bytes(b"no database, but long enough to be one" * 99), "the journal is damaged"),
-        (
-            lambda path: sqlite3.connect(path).execute("PRAGMA user_version = 99").close(),
-            "got version 99; use the facefix",
-        ),
-        (lambda path: sqlite3.connect(path).execute("PRAGMA application_id = 1").close(), "got another database"),
+        (lambda path: marked(path, "user_version = 99"), "got version 99; use the facefix"),
+        (lambda path: marked(path, "application_id = 1"), "got another database"),
     ],
 )
 def test_a_journal_that_cannot_be_used_is_one_clear_line(tmp_path: Path, spoil, says: str) -> None:
