@@ -32,7 +32,7 @@ _CLEANED = 1024
 _STEP = 32
 _OVERLAP = 32
 _DETAIL = 1.0 / 255
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
 
 
 class Restorer(Protocol):
@@ -270,7 +270,7 @@ def sharper_than(photo: Photo, face: Face, span_px: float, size: int) -> bool:
     box = Box(*low.tolist(), *high.tolist())
     if box.x1 - box.x0 < 8 or box.y1 - box.y0 < 8:
         return False
-    luma: NDArray[np.float32] = photo.pixels(box) @ _LUMA
+    luma: NDArray[np.float32] = np.asarray(cv2.transform(photo.pixels(box), _LUMA), np.float32)
     waves = cv2.dct(luma[: luma.shape[0] // 2 * 2, : luma.shape[1] // 2 * 2])
     kept = np.ceil(np.array(waves.shape) * size / span_px).astype(int)
     waves[: kept[0], : kept[1]] = 0

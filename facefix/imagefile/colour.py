@@ -27,6 +27,7 @@ _NODES = {8: 255 * 16 + 1, 16: 65536}  # every 8-bit code is a node of the finer
 _SAME_AS_SRGB = 2.5e-3  # the oldest sRGB profile (HP, 1998) is off by 0.0018 near black; what is nearer is sRGB
 _SAME_MODEL = 5e-4  # curves and matrix against Little CMS: an eighth of an 8-bit level
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
+_VECTOR = 64  # pixels; a multiple of what any processor takes at once
 _SIGNATURE = {b"RGB ": "rgb", b"GRAY": "gray", b"CMYK": "cmyk"}
 
 
@@ -99,10 +100,10 @@ class _Curves(_Space):
         else:
             tables = self._curves[:, ::step]
             linear = np.stack([tables[c][codes[:, c]] for c in range(3)], axis=1)
-        return encode_srgb(linear @ self._matrix.T)
+        return encode_srgb(_turned(linear, self._matrix))
 
     def _back(self, encoded: _Floats) -> _Floats:
-        linear = decode_srgb(encoded) @ self._inverse.T
+        linear = _turned(decode_srgb(encoded), self._inverse)
         nodes = np.linspace(0, 1, self._curves.shape[1])
         return np.stack([np.interp(linear[:, c], self._curves[c], nodes) for c in range(3)], axis=1)
 
@@ -133,10 +134,9 @@ class _Curves8(_Curves):
         if raster.dtype != np.uint8:
             return super().to_srgb(raster)
         pixels = np.empty(raster.shape, np.float32)
-        turn = self._matrix.T.astype(np.float32)
         for rows in _bands(raster.shape):
             light: Any = cv2.LUT(raster[rows], self._small)
-            linear = light.reshape(pixels[rows].shape) @ turn
+            linear = _turned(light.reshape(pixels[rows].shape), self._matrix)
             encoded = _between(self._encoded, self._place(np.abs(linear)))
             np.copysign(encoded, linear, out=pixels[rows])
         return pixels
@@ -146,12 +146,11 @@ class _Curves8(_Curves):
         if bits != 8:
             return super().from_srgb(pixels, bits)
         raster = np.empty(pixels.shape, np.uint8)
-        turn = self._inverse.T.astype(np.float32)
         for rows in _bands(pixels.shape):
             at = np.clip(pixels[rows], self._LOW, self._HIGH)
             at -= np.float32(self._LOW)
             at *= np.float32(self._PER_UNIT)
-            linear = _between(self._decoded, at) @ turn
+            linear = _turned(_between(self._decoded, at), self._inverse)
             places = self._place(np.maximum(linear, 0, out=linear))
             places += np.float32(0.5)
             nodes = places.astype(np.int32)
@@ -192,7 +191,7 @@ class _Tables(_Space):
         return self._evaluate(codes / float(np.iinfo(codes.dtype).max))
 
     def _evaluate(self, device: _Floats) -> _Floats:
-        return encode_srgb(_xyz(device, self._icc, "rgb") @ np.linalg.inv(_srgb_matrix()).T)
+        return encode_srgb(_turned(_xyz(device, self._icc, "rgb"), np.linalg.inv(_srgb_matrix())))
 
     def _back(self, encoded: _Floats) -> _Floats:
         best = self._first_guess(encoded)
@@ -213,7 +212,7 @@ class _Tables(_Space):
         return best
 
     def _first_guess(self, encoded: _Floats) -> _Floats:
-        xyz = decode_srgb(encoded) @ _srgb_matrix().T
+        xyz = _turned(decode_srgb(encoded), _srgb_matrix())
         try:
             device = _cms(xyz, imagecodecs.cms_profile("xyz"), "xyz", self._icc, "rgb")
         except imagecodecs.CmsError:  # a scanner's profile knows the one way only
@@ -258,7 +257,7 @@ class _Gray:
 
     def from_srgb(self, pixels: Pixels, bits: int) -> Raster:
         """The luma (Rec. 709 weights on encoded values) of the (h, w, 3) pixels in three equal channels."""
-        luma = np.repeat((pixels @ _LUMA.astype(np.float32))[..., None], 3, axis=2)
+        luma = np.repeat(_turned(pixels, _LUMA[None]), 3, axis=2)
         codes = self._inner.from_srgb(luma, bits)
         # an RGB profile's greys need not be neutral to the last bit
         codes[..., 0] = codes[..., 1]
@@ -274,7 +273,7 @@ def gray_of(raster: Raster) -> Raster:
         return only
     gray: Raster = np.empty_like(first)
     for rows in _bands(raster.shape):
-        gray[rows] = np.rint(raster[rows] @ _LUMA)
+        gray[rows] = np.rint(_turned(raster[rows].astype(np.float64), _LUMA[None])[..., 0])
     return gray
 
 
@@ -428,6 +427,19 @@ def _cms(values: _Floats, icc: bytes, kind: str, out_icc: bytes, out_kind: str) 
     )
     first: _Floats = out[0]
     return first
+
+
+def _turned(colours: NDArray[Any], matrix: _Floats) -> NDArray[Any]:
+    """The matrix (n, 3) times each colour of (…, 3) floats -> (…, n), whatever stands beside it to the last bit.
+
+    By OpenCV: BLAS would spread so thin a product over all cores, and keep them spinning for a while after it.
+    """
+    count = colours.size // 3
+    # whole vectors: what is left over would be rounded otherwise
+    padded = np.zeros((-(-max(count, 1) // _VECTOR) * _VECTOR, 1, 3), colours.dtype)
+    padded[:count] = colours.reshape(-1, 1, 3)
+    turned: Any = cv2.transform(padded, matrix)
+    return np.asarray(turned)[:count].reshape(*colours.shape[:-1], len(matrix))
 
 
 def _bands(shape: tuple[int, ...]) -> list[slice]:
