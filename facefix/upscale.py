@@ -32,6 +32,8 @@ def _enlarged_alpha(photo: Photo, scale: int) -> Any:
     if photo.alpha is None:
         return None
     size = (photo.width * scale, photo.height * scale)
+    if photo.alpha.min() == photo.alpha.max():  # mostly: opaque everywhere
+        return np.full(size[::-1], photo.alpha[0, 0])
     return cv2.resize(photo.alpha, size, interpolation=cv2.INTER_LANCZOS4)
 
 

@@ -429,7 +429,7 @@ def _cms(values: _Floats, icc: bytes, kind: str, out_icc: bytes, out_kind: str) 
     return first
 
 
-def _turned(colours: NDArray[Any], matrix: _Floats) -> NDArray[Any]:
+def _turned(colours: NDArray[Any], matrix: NDArray[np.floating[Any]]) -> NDArray[Any]:
     """The matrix (n, 3) times each colour of (…, 3) floats -> (…, n), whatever stands beside it to the last bit.
 
     By OpenCV: BLAS would spread so thin a product over all cores, and keep them spinning for a while after it.

@@ -108,7 +108,9 @@ def _samples(photo: Photo, form: str, lost: list[str]) -> Raster:
     gray = gray_of(raster) if photo.meta.gray else None
     if alpha is None:
         return raster if gray is None else gray
-    merged: Raster = cv2.merge([gray, alpha] if gray is not None else [*cv2.split(raster), alpha])  # type: ignore[assignment]
+    colours = raster if gray is None else gray[..., None]
+    merged = np.empty((*alpha.shape, colours.shape[2] + 1), alpha.dtype)
+    cv2.mixChannels([colours, alpha], [merged], [n for channel in range(merged.shape[2]) for n in (channel, channel)])
     return merged
 
 
