@@ -39,7 +39,11 @@ _MASK_FLOOR = np.float32(1 / 512)
 
 
 def paste(
-    canvas: Photo, patches: Sequence[Patch], scale: float = 1.0, within: Mask | None = None, strength: float = 1.0
+    canvas: Photo,
+    patches: Sequence[Patch],
+    scale: float = 1.0,
+    within: Mask | None = None,
+    strength: float | Sequence[float] = 1.0,
 ) -> Photo:
     """The canvas with the patches pasted; a new Photo whose pixels outside the masks are the canvas's, bit for bit.
 
@@ -50,13 +54,12 @@ def paste(
         patches: in any order; `patch_from_photo` is in the unscaled photo's pixels.
         scale: canvas pixels for one photo pixel.
         within: (H, W) float32 of the unscaled photo: the masks are multiplied by it; where it is 0 nothing changes.
-        strength: 0 leaves the canvas as it is, 1 replaces.
+        strength: 0 leaves the canvas as it is, 1 replaces; one for all patches, or one for each.
 
     Raises:
-        UsageError: `within` is not of the photo's size, or strength is not in 0..1.
+        UsageError: `within` is not of the photo's size, or a strength is not in 0..1.
     """
-    if not 0 <= strength <= 1:
-        raise UsageError(f"strength: expected 0 to 1, got {strength}; choose a value between")
+    strengths = _strengths(strength, len(patches))
     if within is not None:
         expected = (round(canvas.height / scale), round(canvas.width / scale))
         if within.shape != expected:
@@ -64,18 +67,34 @@ def paste(
                 f"mask: expected {expected} px (rows, columns) as the photo, got {within.shape}; resize it"
             )
     raster = canvas.raster.copy()
-    placed = [(patch, box) for patch in patches if (box := touched_box(patch, canvas, scale)) is not None]
+    placed = [
+        (patch, box, each)
+        for patch, each in zip(patches, strengths, strict=True)
+        if (box := touched_box(patch, canvas, scale)) is not None
+    ]
 
     def paste_group(group: Sequence[int]) -> None:
-        layers = [_Layer.of(placed[i][0], placed[i][1], scale, strength) for i in group]
+        layers = [_Layer.of(patch, box, scale, each) for patch, box, each in (placed[i] for i in group)]
         for tile in _tiles(around(layer.box for layer in layers)):
             _paste_tile(canvas, raster, layers, tile, within, scale)
 
     # groups share no pixel; OpenCV and NumPy let other threads run
     with ThreadPoolExecutor(max(1, cv2.getNumThreads())) as threads:
-        for _ in threads.map(paste_group, groups([box for _, box in placed])):
+        for _ in threads.map(paste_group, groups([box for _, box, _ in placed])):
             pass
     return dataclasses.replace(canvas, raster=raster)
+
+
+def _strengths(given: float | Sequence[float], count: int) -> Sequence[float]:
+    """One for each patch.
+
+    Raises:
+        UsageError: one is not in 0..1.
+    """
+    for each in (given,) if isinstance(given, int | float) else given:
+        if not 0 <= each <= 1:
+            raise UsageError(f"strength: expected 0 to 1, got {each}; choose a value between")
+    return [given] * count if isinstance(given, int | float) else given
 
 
 def rebased(patch: Patch, canvas: Photo, scale: float) -> Patch:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from facefix import __version__, cli_archive, cli_inpaint, cli_review, cli_trades, cli_weights
+from facefix import __version__, cli_archive, cli_inpaint, cli_review, cli_trades, cli_web, cli_weights
 from facefix.cli_parts import complain, errors, remark, with_recipe, write_reports
 from facefix.errors import FacefixError, PhotoError, PhotoUnwritable
 from facefix.jobs.rows import failure, report_json
@@ -42,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_weights.app, name="weights", help="The store of weight files: what is there, what it costs, get it.")
 app.command()(cli_inpaint.inpaint)
+app.command()(cli_web.web)
 for _command in (*cli_review.COMMANDS, *cli_trades.COMMANDS):
     app.command()(_command)
 

@@ -29,6 +29,9 @@ Progress = Callable[[int, int], None]
 OUTSIDE = "outside of the mask that was given"
 """The reason that a face's note gives where the mask does not touch the face."""
 
+LEFT = "left as it was: its strength was set to 0"
+"""The reason that a face's note gives where it was restored, and then taken back."""
+
 _BATCH = 4
 
 
@@ -158,18 +161,55 @@ class FaceFix:
         # 7 upscale
         canvas = self._canvas(photo)
         # 8 blend
-        pasted = patches
-        if self.upscaler is not None:
-            pasted = {number: blend.rebased(patch, canvas, recipe.scale) for number, patch in patches.items()}
-        result = canvas
-        if pasted:
-            result = blend.paste(canvas, list(pasted.values()), recipe.scale, allowed, recipe.strength)
+        result = self._blended(canvas, patches, allowed, [recipe.strength] * len(patches), notes)
         # 9 report
-        for number, patch in pasted.items():
-            seam = blend.seam_score(canvas, result, patch, recipe.scale)
-            notes[number] = dataclasses.replace(notes[number], seam=seam)
         report = self._report(photo, result, notes, target, time.perf_counter() - started)
         return Result(result, report, patches, canvas, allowed)
+
+    def with_recipe(self, recipe: Recipe) -> FaceFix:
+        """A FaceFix for another recipe that asks for the same detector, weights and precision; they are shared."""
+        return FaceFix(
+            recipe,
+            self.detector,
+            self.restorers,
+            parser=self.parser,
+            upscaler=self.upscaler,
+            notices=self.notices,
+            weights=self.weights,
+        )
+
+    def reblend(self, result: Result, strengths: Mapping[int, float], *, target: Path | None = None) -> Result:
+        """The result blended anew from what was restored, each face at a strength of its own; no network runs.
+
+        A face at strength 0 is left as it was, as if it had not been chosen.
+
+        Args:
+            result: what this recipe made, with its patches and canvas.
+            strengths: by face number, 0..1; the recipe's for those that are not named.
+            target: where the caller is going to write it, for the report.
+
+        Raises:
+            UsageError: a number is no restored face's, or a strength is not in 0..1.
+        """
+        started = time.perf_counter()
+        if strange := sorted(set(strengths) - set(result.patches)):
+            raise UsageError(f"face {strange[0]}: expected one that was restored, got another; see the report")
+        taken = {number: float(strengths.get(number, self.recipe.strength)) for number in result.patches}
+        patches = {number: patch for number, patch in result.patches.items() if taken[number] != 0}
+        notes = dict(enumerate(result.report.faces, 1))
+        for number, strength in taken.items():
+            if strength == 0:
+                notes[number] = FaceNote(notes[number].face, "skipped", LEFT)
+            elif strength != self.recipe.strength:
+                notes[number] = dataclasses.replace(notes[number], reason=f"at strength {strength:g}")
+        assert result.canvas is not None
+        chosen = [taken[number] for number in patches]
+        photo = self._blended(result.canvas, patches, result.allowed, chosen, notes)
+        seconds = time.perf_counter() - started
+        report = dataclasses.replace(
+            result.report, faces=tuple(notes.values()), target=text_of(target), seconds=seconds
+        )
+        return dataclasses.replace(result, photo=photo, report=report, patches=patches)
 
     def save(self, result: Result, photo: Photo, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
         """Write the result; where no pixel differs from the photo's file, that file is copied byte for byte.
@@ -285,6 +325,26 @@ class FaceFix:
         if self.upscaler is not None:
             return self.upscaler(photo, self.recipe.scale)
         return upscale.lanczos(photo, self.recipe.scale)
+
+    def _blended(
+        self,
+        canvas: Photo,
+        patches: Mapping[int, Patch],
+        allowed: Mask | None,
+        strengths: Sequence[float],
+        notes: dict[int, FaceNote],
+    ) -> Photo:
+        """The canvas with the patches pasted, each at its strength; their notes get their seams' scores."""
+        scale = self.recipe.scale
+        pasted = dict(patches)
+        if self.upscaler is not None:
+            pasted = {number: blend.rebased(patch, canvas, scale) for number, patch in patches.items()}
+        if not pasted:
+            return canvas
+        photo = blend.paste(canvas, list(pasted.values()), scale, allowed, strengths)
+        for number, patch in pasted.items():
+            notes[number] = dataclasses.replace(notes[number], seam=blend.seam_score(canvas, photo, patch, scale))
+        return photo
 
     def _report(
         self, photo: Photo, result: Photo, notes: Mapping[int, FaceNote], target: Path | None, seconds: float

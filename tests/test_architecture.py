@@ -19,7 +19,10 @@ LAYERS = [
     },
     {"pipeline", "inpainting", "trades"},
     {"jobs"},
-    {"cli", "cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades", "integrations"},
+    {
+        "cli", "cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades", "cli_web", "web",
+        "integrations",
+    },
 ]  # fmt: skip
 # Within one layer only these may meet: importer -> imported.
 BESIDE = {
@@ -39,11 +42,12 @@ BESIDE = {
     "inpaint": {"runtime", "networks", "ffc", "statefile", "upscale", "detect", "detectors"},
     "inpainting": {"pipeline"},
     "trades": {"pipeline"},
-    "cli": {"cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades"},
+    "cli": {"cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades", "cli_web"},
     "cli_inpaint": {"cli_parts"},
     "cli_archive": {"cli_parts"},
     "cli_review": {"cli_parts"},
     "cli_trades": {"cli_parts"},
+    "cli_web": {"cli_parts", "web"},
 }
 PUBLIC = {"__init__", "__main__"}
 TORCH = {"torch", "torchvision", "facexlib", "spandrel", "diffusers"}

@@ -1,0 +1,50 @@
+"""The page: its tabs, and how it looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from facefix.web import restore_tab
+from facefix.web.house import House
+
+TITLE = "facefix"
+
+
+def page(house: House) -> gr.Blocks:
+    """The page of a house; nothing of it is asked from anywhere but the server."""
+    blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
+    with blocks:
+        gr.HTML(
+            "<header id='facefix-head'><h1>facefix</h1><p>Find, align and restore the faces of photos. "
+            "A restored face is an interpretation, not a record: keep the original.</p></header>"
+        )
+        with gr.Tabs(), gr.Tab("Restore", id="restore"):
+            restore_tab.build(house)
+        gr.HTML(f"<footer id='facefix-foot'>{_promise(house)}</footer>")
+    blocks.queue(max_size=32, default_concurrency_limit=2, api_open=False)
+    return blocks
+
+
+def look() -> dict[str, object]:
+    """Theme and style sheet, as Gradio's server takes them; fonts are those of the visitor's system."""
+    system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        font=system,
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+        radius_size=gr.themes.sizes.radius_md,
+    )
+    return {"theme": theme, "css_paths": [Path(__file__).with_name("page.css")]}
+
+
+def _promise(house: House) -> str:
+    minutes = max(1, round(house.keep_seconds / 60))
+    kept = f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return (
+        f"Photos stay on the server that runs this page. Uploads and results are removed {kept} after you last used "
+        f"them, and when the server stops. Up to {house.max_bytes / 1e6:,.0f} MB and "
+        f"{house.max_pixels / 1e6:,.0f} megapixels a photo."
+    )
