@@ -38,6 +38,11 @@ def test_lanczos_keeps_depth_and_pixel_centres(scale: int, dtype: type) -> None:
     for got in (large.raster[..., 0], large.alpha):
         assert np.abs(got[inner] - wanted[inner]).max() <= top * 0.006 + 1
     assert upscale.lanczos(photo, 1) is photo
+    opaque = upscale.lanczos(dataclasses.replace(photo, alpha=np.full_like(plane, top)), scale)
+    assert opaque.alpha is not None
+    assert opaque.alpha.shape == large.alpha.shape
+    assert opaque.alpha.dtype == dtype
+    assert (opaque.alpha == top).all()
 
 
 def test_tiles_of_a_network_meet_without_a_seam(esrgan_file: Path) -> None:
