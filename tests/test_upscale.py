@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import cv2
