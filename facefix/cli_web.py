@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -108,10 +109,14 @@ def web(
             + ("" if login else ", and may see --input-dir and change --output-dir; --auth USER:PASSWORD asks who")
             + "; without HTTPS in front of it, others on the way can read along"
         )
+    # being ended is as good as Ctrl-C: what visitors left is removed either way
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.serve(
             house, listening, names=tuple(name or ()), auth=login, started=lambda address: _told(address, quiet)
         )
+    except KeyboardInterrupt:
+        pass
     finally:
         house.close()
 

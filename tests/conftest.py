@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import web_server
 from PIL import Image
 from safetensors.torch import save_file
 from skimage.data import astronaut
@@ -80,3 +81,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the shared test data")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[web_server.Served]:
+    """`facefix web` with an input and an output folder beside its temporary one, for all tests of a module."""
+    pytest.importorskip("gradio")
+    folder = tmp_path_factory.mktemp("web")
+    (folder / "in").mkdir()
+    options = ("--input-dir", folder / "in", "--output-dir", folder / "out", "--device", "cpu")
+    with web_server.served(folder, *options) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Headless Chromium, for all tests of a module; each opens the page anew, which is a visit of its own."""
+    with web_server.chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
