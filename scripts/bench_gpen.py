@@ -31,6 +31,7 @@ from facefix import networks
 from facefix.gpen import GPEN, Shape
 
 PUBLISHED_WIDTHS = {256: (1, 0.5)}
+_REST_SECONDS = 0.5  # ONNX Runtime's threads go on spinning after a run, and would be counted against the next
 REQUIRED = {512: {"published": 3.0, "onnxruntime": 1.2}, 2048: {"published": 4.5, "onnxruntime": 1.0}}
 REQUIRED_BF16 = {512: {"published": 6.5, "onnxruntime": 2.5}, 2048: {"published": 9.0, "onnxruntime": 1.7}}
 
@@ -106,7 +107,7 @@ def _measure(size: int, arguments: argparse.Namespace, work: Path) -> bool:
 def _interleaved(
     runs: dict[str, Run], picture: Tensor, repeats: int, clock: Callable[[], float]
 ) -> tuple[dict[str, Tensor], dict[str, float], float]:
-    """Outputs, median seconds, and the rate of a plain convolution in GFLOP/s, all measured turn by turn."""
+    """Outputs, median seconds, and the rate of a plain convolution in GFLOP/s, all measured turn by turn, with rests."""
     outputs, times, rates = {}, {name: [] for name in runs}, []  # type: ignore[var-annotated]
     with torch.inference_mode():
         for name, compute in runs.items():
@@ -114,6 +115,7 @@ def _interleaved(
         for _ in range(repeats):
             rates.append(_convolution_rate(clock))
             for name, compute in runs.items():
+                time.sleep(_REST_SECONDS)
                 started = clock()
                 compute(picture)
                 times[name].append(clock() - started)
