@@ -107,7 +107,7 @@ def _measure(size: int, arguments: argparse.Namespace, work: Path) -> bool:
 def _interleaved(
     runs: dict[str, Run], picture: Tensor, repeats: int, clock: Callable[[], float]
 ) -> tuple[dict[str, Tensor], dict[str, float], float]:
-    """Outputs, median seconds, and the rate of a plain convolution in GFLOP/s, all measured turn by turn, with rests."""
+    """Outputs, median seconds, and the rate of a plain convolution in GFLOP/s, measured turn by turn with rests."""
     outputs, times, rates = {}, {name: [] for name in runs}, []  # type: ignore[var-annotated]
     with torch.inference_mode():
         for name, compute in runs.items():
