@@ -192,6 +192,8 @@ class House:
         if size > self.max_bytes:
             limit = f"expected at most {self.max_bytes / 1e6:,.0f} MB, got {size / 1e6:,.0f} MB"
             raise PhotoRefused(path, f"{limit}; send a smaller file, or start the server with --max-megabytes")
+        with contextlib.suppress(OSError):
+            os.utime(path.parent)  # its hour counts from its last use
         target = visit.new_folder() / path.name
         try:
             os.link(path, target)

@@ -1,14 +1,277 @@
-"""The tab for one photo."""
+"""The tab for one photo: drop it, compare, choose its faces, download.
+
+The photo is restored once. What the networks made of each face is kept for its visitor, so that leaving a face, or
+taking less of it, only blends anew. The file to download is written by `FaceFix.save`, as the command writes it.
+"""
 
 from __future__ import annotations
 
+import inspect
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
-from facefix.web.house import House
-from facefix.web.settings import controls
+from facefix import imagefile
+from facefix.errors import PhotoRefused, UsageError
+from facefix.pipeline import FaceFix
+from facefix.recipe import Recipe
+from facefix.types import Photo, Result
+from facefix.web.compare import Compare, comparison, face_entries, shown
+from facefix.web.house import House, Visit
+from facefix.web.settings import controls, missing, recipe_of
+from facefix.web.words import plainly, remark, trouble
+
+MAIN = ("restorer", "strength", "scale", "colour")
+LEFT_OUT = ("face",)
+"""Settings that the page has in another form: faces are chosen in the picture."""
+
+_WORK = "restored photo"
+_FARTHEST_ENLARGED = 2
+_EARLIER = 3
+_EMPTY = (
+    "<strong>No photo yet.</strong> Drop one on the left, or choose a file. You will see it before and after, with a "
+    "box around every face."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A photo in its visitor's hands: what was read, what was made of all its faces, and how it is shown.
+
+    `folder` holds the photo's file and all that is written of it.
+    """
+
+    fix: FaceFix
+    photo: Photo
+    result: Result
+    folder: Path
+    name: str
+    before: Path
+
+    def new_folder(self) -> Path:
+        """An empty folder for what is written next; of earlier ones the last few stay, as a browser may be reading."""
+        earlier = sorted((each for each in self.folder.iterdir() if each.is_dir()), key=lambda each: each.name)
+        for each in earlier[:-_EARLIER]:
+            shutil.rmtree(each, ignore_errors=True)
+        folder = self.folder / f"{time.monotonic_ns():020d}"
+        folder.mkdir()
+        return folder
 
 
 def build(house: House) -> None:
     """Place the tab's parts where this is called."""
-    gr.File()
-    controls(house, "restore")
+    with gr.Row(elem_classes="workplace"):
+        with gr.Column(scale=1, min_width=300, elem_classes="side"):
+            file = gr.File(
+                label="Photo", file_types=["image", *sorted(imagefile.SUFFIXES)], height=150, elem_id="restore-photo"
+            )
+            start = gr.Button("Restore again", variant="primary", elem_id="restore-start", interactive=False)
+            download = gr.DownloadButton("Download", variant="primary", elem_id="restore-download", interactive=False)
+            settings = _settings(house)
+        with gr.Column(scale=3, min_width=320):
+            compare = Compare(empty=_EMPTY, elem_id="restore-compare")
+    strengths = gr.JSON(visible=False, label="strengths")
+    reblend_now = gr.Button(visible=False)
+    deed = _Deed(house, tuple(settings))
+    outputs = [download, compare, start]
+    gr.on(
+        [file.upload, start.click],
+        deed.restoring(),
+        [file, *settings.values()],
+        outputs,
+        api_name="restore",
+        api_description="Restore the faces of a photo. Gives the file to download and what was done to each face.",
+        concurrency_id="networks",
+        concurrency_limit=1,
+        show_progress="full",
+        show_progress_on=compare,
+    )
+    compare.choose(
+        deed.chosen,
+        None,
+        [download, compare],
+        api_visibility="private",
+        concurrency_id="blending",
+        concurrency_limit=2,
+        trigger_mode="always_last",
+        show_progress="hidden",
+    )
+    reblend_now.click(
+        deed.reblend,
+        strengths,
+        [download, compare],
+        api_name="reblend",
+        api_description="Blend the photo of the last /restore anew, each face at a strength of its own, by number: "
+        '{"1": 0, "2": 0.5} leaves face 1 as it was. No network runs.',
+        concurrency_id="blending",
+        concurrency_limit=2,
+    )
+    file.clear(deed.forget, None, outputs, api_visibility="private", show_progress="hidden")
+
+
+def _settings(house: House) -> dict[str, Any]:
+    """The controls of the settings, few at first sight."""
+    others = [name for name in Recipe.settings("restore") if name not in (*MAIN, *LEFT_OUT)]
+    with gr.Accordion("Settings", open=False, elem_id="restore-settings"):
+        placed = controls(house, "restore", MAIN)
+        with gr.Accordion("More settings", open=False):
+            placed |= controls(house, "restore", others)
+        absent = missing(house, ("restorer", "detector", "parser", "upscaler"))
+        if absent:
+            with gr.Accordion("Networks that are not here", open=False, elem_id="restore-missing"):
+                gr.Markdown(f"Run one of these on the server, then start `facefix web` anew:\n\n{absent}")
+    return {name: placed[name] for name in Recipe.settings("restore") if name in placed}
+
+
+class _Deed:
+    """What the tab's controls call."""
+
+    def __init__(self, house: House, names: tuple[str, ...]) -> None:
+        self.house, self.names = house, names
+
+    def restoring(self) -> Any:
+        """`restore` with a parameter for each setting, by name: so the API has them, too."""
+
+        def restore(*given: Any) -> Any:
+            photo, *values, request, progress = given
+            return self.restore(photo, dict(zip(self.names, values, strict=True)), request, progress)
+
+        usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        restore.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter("photo", usual),
+                *(inspect.Parameter(name, usual) for name in self.names),
+                inspect.Parameter("request", usual, annotation=gr.Request),
+                inspect.Parameter("progress", usual, default=gr.Progress()),
+            ]
+        )
+        restore.__annotations__ = {"request": gr.Request}
+        return restore
+
+    def restore(
+        self, upload: str | None, values: Mapping[str, Any], request: gr.Request, progress: gr.Progress
+    ) -> tuple[Any, ...]:
+        """The photo restored: the file to download, what is shown, and that it can be done again."""
+        if upload is None:
+            raise trouble("expected a photo, got none; drop one first")
+        house, visit = self.house, self.house.visit(request)
+        recipe = recipe_of(house, "restore", values)
+        with plainly():
+            progress(0, desc="Reading the photo")
+            path = house.received(upload, visit)
+            photo = house.read(path)
+            _check_size(house, photo, recipe)
+            progress(0, desc="Waiting for the networks")
+            with house.one_at_a_time:
+                progress(0, desc="Looking for faces")
+                fix = house.facefix(recipe)
+                result = fix(photo, progress=lambda done, of: progress((done, of), desc="Restoring", unit="faces"))
+            progress(1, desc="Writing")
+            for notice in fix.notices:
+                remark(notice)
+            work = Work(fix, photo, result, path.parent, path.stem, shown(photo, path.parent, "before"))
+            size = (
+                photo.raster.nbytes
+                + result.photo.raster.nbytes
+                + sum(3 * patch.pixels.nbytes for patch in result.patches.values())
+            )
+            with visit.lock:
+                _drop(visit)
+                house.keep(visit, _WORK, work, size)
+                told = self._told(work, result, dict.fromkeys(result.patches, recipe.strength))
+            return *told, gr.Button(interactive=True)
+
+    def chosen(self, request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
+        """What the page asks for when faces are chosen in it."""
+        return self.reblend(event.strengths, request)
+
+    def reblend(self, strengths: dict[str, float], request: gr.Request) -> tuple[Any, ...]:
+        """The visitor's photo blended anew: the file to download, and what is shown."""
+        visit = self.house.visit(request)
+        work = visit.get(_WORK)
+        if not isinstance(work, Work):
+            raise trouble("the photo is not kept any more; restore it again")
+        with plainly(), visit.lock:
+            wanted = _numbered(strengths)
+            result = work.fix.reblend(work.result, wanted)
+            known = {number: wanted.get(number, work.fix.recipe.strength) for number in work.result.patches}
+            return self._told(work, result, known)
+
+    def forget(self, request: gr.Request) -> tuple[Any, ...]:
+        """An empty page; what was kept of the photo is dropped."""
+        _drop(self.house.visit(request))
+        return gr.DownloadButton(value=None, interactive=False), None, gr.Button(interactive=False)
+
+    def _told(
+        self, work: Work, result: Result, strengths: Mapping[int, float]
+    ) -> tuple[gr.DownloadButton, dict[str, Any]]:
+        """Writes the result; what the page is told of it."""
+        folder = work.new_folder()
+        written = folder / f"{work.name}.facefix{imagefile.suffix_for(work.photo.meta)}"
+        lost = work.fix.save(result, work.photo, written)
+        after = shown(result.photo, folder, "after", written)
+        faces = face_entries(result, work.photo, strengths)
+        value = comparison(
+            self.house,
+            work.before,
+            after,
+            result.photo,
+            faces=faces,
+            summary=_summary(result),
+            notes=(*result.report.warnings, *lost),
+        )
+        return gr.DownloadButton(f"Download {written.name}", value=str(written), interactive=True), value
+
+
+def _drop(visit: Visit) -> None:
+    """Removes the visitor's photo and what was made of it."""
+    work = visit.kept.pop(_WORK, (None, 0))[0]
+    if isinstance(work, Work):
+        shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def _check_size(house: House, photo: Photo, recipe: Recipe) -> None:
+    """Nothing, where the enlarged photo stays within what a page can carry.
+
+    Raises:
+        PhotoRefused: it does not.
+    """
+    pixels = photo.width * photo.height * recipe.scale**2
+    limit = _FARTHEST_ENLARGED * house.max_pixels
+    if pixels > limit:
+        told = f"expected at most {limit / 1e6:,.0f} megapixels when enlarged, got {pixels / 1e6:,.0f}"
+        raise PhotoRefused(photo.meta.source, f"{told}; choose a smaller --scale")
+
+
+def _numbered(strengths: Mapping[str, float]) -> dict[int, float]:
+    """The strengths by face number.
+
+    Raises:
+        UsageError: they are not told by numbers, or are none.
+    """
+    fits = isinstance(strengths, Mapping) and all(
+        str(number).isdecimal() and isinstance(each, int | float) and not isinstance(each, bool)
+        for number, each in strengths.items()
+    )
+    if not fits:
+        raise UsageError(
+            'strengths: expected numbers by face such as {"1": 0, "2": 0.5}, got something else; see above'
+        )
+    return {int(number): float(each) for number, each in strengths.items()}
+
+
+def _summary(result: Result) -> str:
+    """What was done, in one line."""
+    faces, report = result.report.faces, result.report
+    size = f"{report.width} × {report.height} px"
+    if not faces:
+        return f"No face was found. {size}."
+    restored = [note for note in faces if note.outcome == "restored"]
+    by = ", ".join(sorted({note.restorer for note in restored if note.restorer}))
+    what = f"{len(restored)} of {len(faces)} face{'s' if len(faces) > 1 else ''} restored"
+    return f"{what}{f' with {by}' if by else ''}. {size}."
