@@ -1,4 +1,4 @@
-// What `Compare` does in the browser. All text is set as text, never as markup.
+// What `compare` does in the browser. All text is set as text, never as markup.
 const root = element.querySelector(".compare");
 const emptyPage = [...root.childNodes];
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;

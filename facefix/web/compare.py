@@ -25,25 +25,22 @@ _LONGEST_JPEG_SIDE = 65_000
 _HERE = Path(__file__)
 
 
-class Compare(gr.HTML):
-    """Shows what `value` describes, see `comparison`; its event `choose` carries `strengths`, by face number."""
+def compare(*, empty: str = "", **options: Any) -> gr.HTML:
+    """A component, placed where this is called, that shows what `comparison` describes; it starts empty.
 
-    def __init__(self, value: Any = None, *, empty: str = "", **options: Any) -> None:
-        super().__init__(
-            value,
-            html_template=f"<div class='compare'><p class='empty'>{empty}</p></div>",
-            js_on_load=_HERE.with_suffix(".js").read_text(encoding="utf-8"),
-            apply_default_css=False,
-            **options,
-        )
+    Its event `choose` carries `strengths`, by face number. It is made here and not by a class of its own because
+    Gradio writes a file beside the module of every class of components.
 
-    def api_info(self) -> dict[str, Any]:
-        """What the API page says of the value."""
-        return {"type": "object", "description": "what was done to each face, and where the pictures are"}
-
-    def example_payload(self) -> Any:
-        """A value for the API page's example."""
-        return {}
+    Args:
+        empty: what stands there as long as it shows nothing, as HTML.
+        options: further ones of `gradio.HTML`.
+    """
+    return gr.HTML(
+        html_template=f"<div class='compare'><p class='empty'>{empty}</p></div>",
+        js_on_load=_HERE.with_suffix(".js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        **options,
+    )
 
 
 def comparison(
@@ -56,7 +53,7 @@ def comparison(
     summary: str = "",
     notes: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """The value of a `Compare`.
+    """The value of a `compare`.
 
     Args:
         house: whose folder holds the two files.

@@ -36,6 +36,24 @@ def look() -> dict[str, object]:
         font=system,
         font_mono=["ui-monospace", "Consolas", "monospace"],
         radius_size=gr.themes.sizes.radius_md,
+    ).set(
+        # Gradio's own greys and teals are too pale to be read by everybody
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        color_accent="*primary_700",
+        slider_color="*primary_700",
+        slider_color_dark="*primary_500",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
     )
     return {"theme": theme, "css_paths": [Path(__file__).with_name("page.css")]}
 

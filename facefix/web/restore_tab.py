@@ -21,7 +21,7 @@ from facefix.errors import PhotoRefused, UsageError
 from facefix.pipeline import FaceFix
 from facefix.recipe import Recipe
 from facefix.types import Photo, Result
-from facefix.web.compare import Compare, comparison, face_entries, shown
+from facefix.web.compare import compare, comparison, face_entries, shown
 from facefix.web.house import House, Visit
 from facefix.web.settings import controls, missing, recipe_of
 from facefix.web.words import plainly, remark, trouble
@@ -74,11 +74,11 @@ def build(house: House) -> None:
             download = gr.DownloadButton("Download", variant="primary", elem_id="restore-download", interactive=False)
             settings = _settings(house)
         with gr.Column(scale=3, min_width=320):
-            compare = Compare(empty=_EMPTY, elem_id="restore-compare")
+            view = compare(empty=_EMPTY, elem_id="restore-compare")
     strengths = gr.JSON(visible=False, label="strengths")
     reblend_now = gr.Button(visible=False)
     deed = _Deed(house, tuple(settings))
-    outputs = [download, compare, start]
+    outputs = [download, view, start]
     gr.on(
         [file.upload, start.click],
         deed.restoring(),
@@ -89,12 +89,12 @@ def build(house: House) -> None:
         concurrency_id="networks",
         concurrency_limit=1,
         show_progress="full",
-        show_progress_on=compare,
+        show_progress_on=view,
     )
-    compare.choose(
+    view.choose(
         deed.chosen,
         None,
-        [download, compare],
+        [download, view],
         api_visibility="private",
         concurrency_id="blending",
         concurrency_limit=2,
@@ -104,7 +104,7 @@ def build(house: House) -> None:
     reblend_now.click(
         deed.reblend,
         strengths,
-        [download, compare],
+        [download, view],
         api_name="reblend",
         api_description="Blend the photo of the last /restore anew, each face at a strength of its own, by number: "
         '{"1": 0, "2": 0.5} leaves face 1 as it was. No network runs.',
