@@ -91,7 +91,7 @@ class House:
     Attributes:
         root: the one folder from which files are served.
         one_at_a_time: held while networks run: the device is one, and its memory, too.
-        at_close: called when the server ends, before anything is removed.
+        at_close: what is called when the server ends, before anything is removed.
     """
 
     def __init__(
@@ -113,7 +113,6 @@ class House:
         self.device, self.store = device, store or Store.default()
         self.max_bytes, self.max_pixels, self.keep_seconds = max_bytes, max_pixels, keep_seconds
         self.one_at_a_time = threading.Lock()
-        self.at_close: list[Callable[[], None]] = []
         self._visits: dict[tuple[str, str], Visit] = {}
         self._loaded: OrderedDict[tuple[Any, ...], FaceFix] = OrderedDict()
         self._lock = threading.Lock()
@@ -122,18 +121,14 @@ class House:
         self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=above)).resolve()
         self._in_use = FileLock(self.root / ".lock")
         self._in_use.acquire()
-        self._at_close: list[Callable[[], None]] = []
+        self.at_close: list[Callable[[], None]] = []
         self._closing = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep_often, name="facefix-web-sweep", daemon=True)
         self._sweeper.start()
 
-    def at_close(self, end: Callable[[], None]) -> None:
-        """Have this called when the server ends, before anything is removed."""
-        self._at_close.append(end)
-
     def close(self) -> None:
         """End what was begun, and remove everything that was kept."""
-        for end in self._at_close:
+        for end in self.at_close:
             end()
         self._closing.set()
         self._sweeper.join()
