@@ -17,7 +17,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -91,7 +90,6 @@ class House:
     Attributes:
         root: the one folder from which files are served.
         one_at_a_time: held while networks run: the device is one, and its memory, too.
-        at_close: what is called when the server ends, before anything is removed.
     """
 
     def __init__(
@@ -121,14 +119,18 @@ class House:
         self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=above)).resolve()
         self._in_use = FileLock(self.root / ".lock")
         self._in_use.acquire()
-        self.at_close: list[Callable[[], None]] = []
+        self._at_close: list[Callable[[], None]] = []
         self._closing = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep_often, name="facefix-web-sweep", daemon=True)
         self._sweeper.start()
 
+    def at_close(self, end: Callable[[], None]) -> None:
+        """Have this called when the server ends, before anything is removed."""
+        self._at_close.append(end)
+
     def close(self) -> None:
         """End what was begun, and remove everything that was kept."""
-        for end in self.at_close:
+        for end in self._at_close:
             end()
         self._closing.set()
         self._sweeper.join()

@@ -70,8 +70,8 @@ def build(house: House) -> None:
             file = gr.File(
                 label="Photo", file_types=["image", *sorted(imagefile.SUFFIXES)], height=150, elem_id="restore-photo"
             )
-            start = gr.Button("Restore again", variant="primary", elem_id="restore-start", interactive=False)
-            download = gr.DownloadButton("Download", variant="primary", elem_id="restore-download", interactive=False)
+            download = gr.DownloadButton("Download", variant="primary", elem_id="restore-download", visible=False)
+            start = gr.Button("Restore again", elem_id="restore-start", visible=False)
             settings = _settings(house)
         with gr.Column(scale=3, min_width=320):
             view = compare(empty=_EMPTY, elem_id="restore-compare")
@@ -184,7 +184,7 @@ class _Deed:
                 _drop(visit)
                 house.keep(visit, _WORK, work, size)
                 told = self._told(work, result, dict.fromkeys(result.patches, recipe.strength))
-            return *told, gr.Button(interactive=True)
+            return *told, gr.Button(visible=True)
 
     def chosen(self, request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
         """What the page asks for when faces are chosen in it."""
@@ -205,7 +205,7 @@ class _Deed:
     def forget(self, request: gr.Request) -> tuple[Any, ...]:
         """An empty page; what was kept of the photo is dropped."""
         _drop(self.house.visit(request))
-        return gr.DownloadButton(value=None, interactive=False), None, gr.Button(interactive=False)
+        return gr.DownloadButton(value=None, visible=False), None, gr.Button(visible=False)
 
     def _told(
         self, work: Work, result: Result, strengths: Mapping[int, float]
@@ -225,7 +225,7 @@ class _Deed:
             summary=_summary(result),
             notes=(*result.report.warnings, *lost),
         )
-        return gr.DownloadButton(f"Download {written.name}", value=str(written), interactive=True), value
+        return gr.DownloadButton(f"Download {written.name}", value=str(written), visible=True), value
 
 
 def _drop(visit: Visit) -> None:
