@@ -75,6 +75,7 @@ class Network(nn.Module):
         return self.body(pictures.to(self.device, self.dtype)).float()
 
 
+@torch.inference_mode(False)  # tensors made inside of it take no gradient, nor count their changes
 def load(path: Path | str, *, device: str | torch.device = "cpu", precision: str | torch.dtype = "float32") -> Network:
     """The face restorer that the file holds.
 
@@ -134,6 +135,7 @@ def _kernel_named(name: str) -> Tensor:
 # --- LaMa ------------------------------------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)
 def load_lama(
     path: Path | str, *, device: str | torch.device = "cpu", precision: torch.dtype = torch.float32
 ) -> Folded:

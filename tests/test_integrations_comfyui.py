@@ -50,7 +50,8 @@ def run(dropped: ModuleType) -> Run:
                 assert values[name] in what
             elif what in ("INT", "FLOAT"):
                 assert spec[1]["min"] <= values[name] <= spec[1]["max"]
-        made: tuple[Any, ...] = getattr(kind(), kind.FUNCTION)(**values)
+        with torch.inference_mode():  # networks are loaded in it, too
+            made: tuple[Any, ...] = getattr(kind(), kind.FUNCTION)(**values)
         assert len(made) == len(kind.RETURN_TYPES)
         return made
 

@@ -160,7 +160,7 @@ def _masks(mask: Tensor | None, shape: tuple[int, ...]) -> Iterator[Floats | Non
     if not drawn.any():
         drawn = np.zeros((1, height, width), np.float32)
     if drawn.ndim != 3 or drawn.shape[1:] != (height, width) or drawn.shape[0] not in (1, count):
-        expected = f"({count}, {height}, {width}) or (1, {height}, {width})"
+        expected = " or ".join(f"({number}, {height}, {width})" for number in sorted({1, count}))
         raise UsageError(f"mask: expected {expected} as the image, got {drawn.shape}; make one of the image's size")
     yield from np.clip(np.broadcast_to(drawn, (count, height, width)), 0, 1)
 
