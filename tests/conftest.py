@@ -83,14 +83,15 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[web_server.Served]:
-    """`facefix web` with an input and an output folder beside its temporary one, for all tests of a module."""
+    """`facefix web` with an input and an output folder, `in` and `out` beside its temporary one, and low limits."""
     pytest.importorskip("gradio")
     folder = tmp_path_factory.mktemp("web")
     (folder / "in").mkdir()
-    options = ("--input-dir", folder / "in", "--output-dir", folder / "out", "--device", "cpu")
-    with web_server.served(folder, *options) as served:
+    folders = ("--input-dir", folder / "in", "--output-dir", folder / "out")
+    limits = ("--max-megabytes", 3, "--max-pixels", 4_000_000)
+    with web_server.served(folder, *folders, *limits, "--device", "cpu") as served:
         yield served
 
 
