@@ -106,12 +106,18 @@ class Inpainter:
             weight, path = store.require(recipe.upscaler)
             enlarge = upscale.load(path, device=device, precision=recipe.precision)
             files += ((weight, path),)
-        fix = _fix(recipe, device, store) if recipe.faces else None
+        fix = FaceFix.load(_in_hole(recipe), device=device, store=store) if recipe.faces else None
         notices = [note] if note is not None else []
         notices += [notice for weight, _ in files if (notice := store.notice(weight)) is not None]
         notices += fix.notices if fix is not None else ()
         digests = {weight.name: store.digest(path) for weight, path in files}
         return cls(recipe, kind, engine, fix, enlarge=enlarge, digests=digests, notices=tuple(notices))
+
+    def with_recipe(self, recipe: Recipe) -> Inpainter:
+        """An Inpainter for another recipe that asks for the same engine, networks and precision; they are shared."""
+        fix = None if self.fix is None else self.fix.with_recipe(_in_hole(recipe))
+        loaded: dict[str, Any] = {"enlarge": self.enlarge, "digests": self.digests, "notices": self.notices}
+        return Inpainter(recipe, self.kind, self.engine, fix, **loaded)
 
     def __call__(
         self,
@@ -344,9 +350,9 @@ class Inpainter:
         return dataclasses.replace(result, report=dataclasses.replace(result.report, faces=notes))
 
 
-def _fix(recipe: Recipe, device: str, store: Store) -> FaceFix:
-    """What restores the faces in the hole: at the scene's size, and sharp ones too, for nothing sharp is left there."""
-    return FaceFix.load(dataclasses.replace(recipe, scale=1, sharp_faces="restore"), device=device, store=store)
+def _in_hole(recipe: Recipe) -> Recipe:
+    """The recipe for the faces in a hole: at the scene's size, and sharp ones too, for nothing sharp is left there."""
+    return dataclasses.replace(recipe, scale=1, sharp_faces="restore")
 
 
 def _named(progress: Progress | None, name: str, number: int = 0, count: int = 1) -> inpaint.Progress | None:

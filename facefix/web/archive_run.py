@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from facefix.errors import FacefixError, JournalError, UsageError, shown
+from facefix.errors import FacefixError, UsageError, shown
 from facefix.jobs import undo
 from facefix.jobs.database import FOLDER
 from facefix.jobs.drive import Drive
@@ -89,7 +89,7 @@ class ArchiveRun:
     def __init__(
         self, house: House, source: Path, out: Path, recipe: Recipe, *, retry_failed: bool = False, workers: int = 0
     ) -> None:
-        self.source, self.out = source, out
+        self.source, self.out, self.recipe = source, out, recipe
         self._run = Run(out, recipe, house.device, max_pixels=house.max_pixels)
         self._wishes = Wishes(retry_failed=retry_failed)
         begin = roots([source], out)
@@ -175,7 +175,7 @@ class Archive:
         self._changing = threading.Lock()
         self._known: dict[Path, tuple[float, tuple[int, ...], dict[str, int], list[str]]] = {}
         self._reverse: dict[Path, dict[str, dict[int, bool]]] = {}
-        house.at_close.append(self.close)
+        house.at_close(self.close)
 
     @property
     def alive(self) -> bool:
@@ -237,7 +237,9 @@ class Archive:
         """
         path = inside(self.input_dir, named, "input")
         if not path.is_dir():
-            raise UsageError(f"{shown(Path(named))}: expected a folder of the server's input folder, got none; choose one")
+            raise UsageError(
+                f"{shown(Path(named))}: expected a folder of the server's input folder, got none; choose one"
+            )
         return path
 
     def results(self, named: str) -> Path:
@@ -265,7 +267,7 @@ class Archive:
         known = self._known.get(out)
         if known is None or (known[1] != mark and time.monotonic() - known[0] > _FRESH_S):
             with Journal.open(out, write=False) as journal:
-                counts: dict[str, int] = {**journal.counts()}
+                counts = {str(state): count for state, count in journal.counts().items()}
                 rows = journal.rows("failed", reports=False) if counts["failed"] else iter(())
                 failures = [below(row.source.parents[len(row.place.parts) - 1], row.reason) for row, _ in rows_of(rows)]
             known = self._known[out] = time.monotonic(), mark, counts, failures
@@ -319,7 +321,9 @@ class Archive:
         """
         told = self._reverse.pop(out, None)
         if told is None:
-            raise UsageError("expected decisions that were carried out here, got none; `facefix undo` takes any face back")
+            raise UsageError(
+                "expected decisions that were carried out here, got none; `facefix undo` takes any face back"
+            )
         return self.carry_out(out, told)
 
     def can_take_back(self, out: Path) -> bool:
@@ -378,10 +382,10 @@ def rows_of(rows: Iterator[Any]) -> Iterator[Any]:
 def _own(walk: Iterable[Found | Closed], base: Path) -> Iterator[Found | Closed]:
     """What the walk meets, without files that are links out of the server's folder."""
     for met in walk:
-        if isinstance(met, Found) and os.path.islink(met.source):
-            if not Path(os.path.realpath(met.source)).is_relative_to(base):
-                yield Closed(met.source, "a link that leads out of the server's input folder; put the photo itself there")
-                continue
+        link = isinstance(met, Found) and os.path.islink(met.source)
+        if isinstance(met, Found) and link and not Path(os.path.realpath(met.source)).is_relative_to(base):
+            yield Closed(met.source, "a link that leads out of the server's input folder; put the photo itself there")
+            continue
         yield met
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from facefix.web import restore_tab
+from facefix.web import archive_tab, inpaint_tab, restore_tab
 from facefix.web.house import House
 
 TITLE = "facefix"
@@ -20,8 +20,13 @@ def page(house: House) -> gr.Blocks:
             "<header id='facefix-head'><h1>facefix</h1><p>Find, align and restore the faces of photos. "
             "A restored face is an interpretation, not a record: keep the original.</p></header>"
         )
-        with gr.Tabs(), gr.Tab("Restore", id="restore"):
-            restore_tab.build(house)
+        with gr.Tabs():
+            with gr.Tab("Restore", id="restore"):
+                restore_tab.build(house)
+            with gr.Tab("Inpaint", id="inpaint"):
+                inpaint_tab.build(house)
+            with gr.Tab("Archive", id="archive"):
+                archive_tab.build(house)
         gr.HTML(f"<footer id='facefix-foot'>{_promise(house)}</footer>")
     blocks.queue(max_size=32, default_concurrency_limit=2, api_open=False)
     return blocks

@@ -1,0 +1,499 @@
+"""The tab for an archive: a folder of the server restored into another, and the board on which its faces are judged.
+
+The page shows what the server and the journal know and keeps nothing of it: it can be closed, opened anew, or opened by
+somebody else while a run goes on. Folders are named by their ways below the server's input and output folders.
+
+The board is the file that `facefix review` writes, made anew in the visitor's folder and shown in a frame. Its content
+security policy lets no script run but its own; what was decided on it is in the browser, and comes here when it is to
+be carried out.
+"""
+
+from __future__ import annotations
+
+import html
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+
+from facefix.errors import FacefixError, shown
+from facefix.jobs import review
+from facefix.jobs.journal import Journal
+from facefix.recipe import Recipe
+from facefix.web.archive_run import Archive, Standing, below, folders
+from facefix.web.house import House, Visit
+from facefix.web.settings import controls, offers, recipe_of
+from facefix.web.words import trouble
+
+MAIN = ("restorer", "strength", "scale", "colour")
+LEFT_OUT = ("face", "ai_label", "seed")
+_FACES, _TICK_S = 1000, 1.0
+_NO_FOLDERS = (
+    "<p class='empty'><strong>This server has no archive.</strong> Start it with folders of its own, and whole trees "
+    "of photos can be restored here: <code>facefix web --input-dir SCANS --output-dir RESTORED</code></p>"
+)
+_NO_RUN = (
+    "<p class='empty'><strong>No run yet.</strong> Choose a folder of photos and start. The tree is mirrored into the "
+    "results' folder; originals are never changed. You may close this page meanwhile: the run goes on.</p>"
+)
+_NO_BOARD = "Every restored face before and after, to accept or take back, when a run has finished some."
+_BOARD = "<div class='board'><p class='empty'>" + _NO_BOARD + "</p></div>"
+_TITLES = {
+    "starting": "getting ready",
+    "running": "restoring",
+    "pausing": "finishing the photos in hand, then it pauses",
+    "paused": "paused",
+    "finished": "done",
+    "broken": "stopped",
+}
+_CSS = """
+.empty { color: var(--body-text-color-subdued); margin: .5rem 0; max-width: 46rem; }
+.empty strong { color: var(--body-text-color); }
+code { overflow-wrap: anywhere; }
+h3 { margin: 0 0 .5rem; font-size: 1.1rem; overflow-wrap: anywhere; }
+h3 span { color: var(--body-text-color-subdued); font-weight: 400; }
+progress { width: 100%; height: .8rem; accent-color: var(--color-accent); }
+dl { display: flex; flex-wrap: wrap; gap: .6rem 2rem; margin: .5rem 0; }
+dl div { min-width: 5.5rem; }
+dt { color: var(--body-text-color-subdued); font-size: .85rem; }
+dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
+.trouble { border-left: 3px solid var(--error-border-color, #b91c1c); padding-left: .75rem; margin: .5rem 0; }
+.lines { max-height: 14rem; overflow-y: auto; margin: .25rem 0; padding-left: 1.1rem; list-style: disc; }
+.lines li { overflow-wrap: anywhere; margin: .15rem 0; }
+iframe { width: 100%; height: max(34rem, 82vh); border: 1px solid var(--border-color-primary); border-radius: .5rem;
+  background: #16181c; }
+nav { display: flex; flex-wrap: wrap; gap: .5rem; margin: 0 0 .5rem; }
+nav button { padding: .4rem .8rem; border: 1px solid var(--border-color-primary); border-radius: .4rem; }
+nav button[aria-pressed="true"] { border-color: var(--color-accent); font-weight: 600; }
+"""
+_SHOW_BOARD = """
+const root = element.querySelector(".board");
+const emptyPage = [...root.childNodes];
+const frame = document.createElement("iframe");
+frame.title = "The board: every restored face before and after";
+frame.addEventListener("load", () => {
+  const parts = frame.contentDocument?.getElementById("parts");
+  if (parts) parts.hidden = true;
+  const foot = frame.contentDocument?.querySelector("footer");
+  if (foot) foot.hidden = true;
+});
+const key = () => {
+  const data = frame.contentDocument?.getElementById("data");
+  return data ? JSON.parse(data.textContent).key : null;
+};
+async function open(url) {
+  const answer = await fetch(url);
+  if (answer.ok) frame.srcdoc = await answer.text();
+}
+function show() {
+  const value = props.value;
+  if (value?.carried && key()) try { localStorage.removeItem(key()); } catch {}
+  if (!value?.parts) {
+    root.replaceChildren(...emptyPage);
+    return;
+  }
+  const nav = document.createElement("nav");
+  nav.setAttribute("aria-label", "Boards");
+  if (value.parts.length > 1) value.parts.forEach((url, index) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Board " + (index + 1);
+    button.setAttribute("aria-pressed", index === 0);
+    button.addEventListener("click", () => {
+      for (const each of nav.children) each.setAttribute("aria-pressed", each === button);
+      open(url);
+    });
+    nav.append(button);
+  });
+  root.replaceChildren(nav, frame);
+  open(value.parts[0]);
+}
+watch("value", show);
+show();
+"""
+_READ_DECISIONS = """
+(results, told, file) => {
+  const data = document.querySelector("#archive-board iframe")?.contentDocument?.getElementById("data");
+  if (file || !data) return [results, "", file];
+  let memory = {};
+  try { memory = JSON.parse(localStorage.getItem(JSON.parse(data.textContent).key) || "{}"); } catch {}
+  const decisions = Object.entries(memory).map(([key, {photo, decision}]) => {
+    const [id, face] = key.split("#");
+    return {id, photo, face: Number(face), decision};
+  });
+  return [results, JSON.stringify({facefix: "decisions", version: 1, decisions}), null];
+}
+"""
+
+
+def build(house: House) -> None:
+    """Place the tab's parts where this is called."""
+    if house.input_dir is None or house.output_dir is None:
+        gr.HTML(_NO_FOLDERS, css_template=_CSS, elem_id="archive-none")
+        return
+    deed = _Deed(house)
+    with gr.Row(elem_classes="workplace"):
+        with gr.Column(scale=1, min_width=300, elem_classes="side"):
+            source = gr.Dropdown(
+                folders(house.input_dir),
+                value=None,
+                label="Photos",
+                info="A folder below the server's input folder; all that lies in it is done.",
+                allow_custom_value=True,
+                elem_id="archive-source",
+            )
+            out = gr.Dropdown(
+                folders(house.output_dir),
+                value=None,
+                label="Results",
+                info="A folder below the server's output folder, made where it is not there.",
+                allow_custom_value=True,
+                elem_id="archive-out",
+            )
+            again = gr.Checkbox(label="Try photos again that failed before", elem_id="archive-again")
+            with gr.Row():
+                start = gr.Button("Start", variant="primary", elem_id="archive-start", min_width=120)
+                pause = gr.Button("Pause", interactive=False, elem_id="archive-pause", min_width=120)
+            settings = _settings(house)
+        with gr.Column(scale=3, min_width=320):
+            status = gr.HTML(_NO_RUN, css_template=_CSS, elem_id="archive-status")
+            board = _board_parts(deed, out)
+    said = gr.State(None)
+    deed.names = tuple(settings)
+    shows = [said, status, start, pause]
+    gr.Timer(_TICK_S).tick(
+        deed.look,
+        [out, said],
+        shows,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+        trigger_mode="once",
+    )
+    blocks = Context.root_block
+    assert blocks is not None
+    blocks.load(deed.opened, None, [source, out, *settings.values()], api_visibility="private", show_progress="hidden")
+    source.input(deed.named, [source, out], out, api_visibility="private", show_progress="hidden")
+    out.input(deed.known, out, [source, board, *settings.values()], api_visibility="private", show_progress="hidden")
+    start.click(
+        deed.starting(),
+        [source, out, again, *settings.values()],
+        shows,
+        api_name="archive_start",
+        api_description="Begin the restoration of a folder of the server, or go on with it. Gives how the run stands.",
+        show_progress="hidden",
+    )
+    pause.click(
+        deed.pause,
+        out,
+        shows,
+        api_name="archive_pause",
+        api_description="Finish the photos in hand and begin no other. Gives how the run stands.",
+        show_progress="hidden",
+    )
+
+
+def _board_parts(deed: _Deed, out: gr.Dropdown) -> gr.HTML:
+    """The board, and what carries out what was decided on it."""
+    with gr.Row():
+        open_board = gr.Button("Look through the faces", elem_id="archive-look", min_width=160)
+        carry_out = gr.Button("Carry out the decisions", elem_id="archive-apply", min_width=160)
+        take_back = gr.Button("Undo what was carried out", elem_id="archive-undo", min_width=160, interactive=False)
+    told = gr.HTML("", css_template=_CSS, elem_id="archive-told")
+    board = gr.HTML(None, html_template=_BOARD, css_template=_CSS, js_on_load=_SHOW_BOARD, elem_id="archive-board")
+    with gr.Accordion("Decisions from a file", open=False):
+        file = gr.File(
+            label="The decisions.json that a board exported",
+            file_types=[".json"],
+            height=110,
+            elem_id="archive-decisions",
+        )
+    decisions = gr.Textbox(visible=False, label="decisions")
+    shows = [told, board, take_back, file]
+    common: dict[str, Any] = {"show_progress_on": told, "concurrency_id": "boards", "concurrency_limit": 2}
+    open_board.click(deed.board, out, [told, board, take_back], api_visibility="private", **common)
+    carry_out.click(
+        deed.carry_out,
+        [out, decisions, file],
+        shows,
+        js=_READ_DECISIONS,
+        api_name="archive_apply",
+        api_description="Carry out a board's decisions, given as their JSON text or as the exported file.",
+        **common,
+    )
+    take_back.click(deed.take_back, out, shows, api_visibility="private", **common)
+    return board
+
+
+def _settings(house: House) -> dict[str, Any]:
+    """The controls of the settings, few at first sight."""
+    names = [name for name in Recipe.settings("restore") if name not in LEFT_OUT]
+    with gr.Accordion("Settings", open=False, elem_id="archive-settings"), gr.Group(elem_classes="archive-settings"):
+        placed = controls(house, "restore", MAIN)
+        with gr.Accordion("More settings", open=False):
+            placed |= controls(house, "restore", [name for name in names if name not in MAIN])
+    for name, control in placed.items():
+        control.elem_id = f"archive-{name}"
+    return {name: placed[name] for name in names}
+
+
+class _Deed:
+    """What the tab's controls call."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, house: House) -> None:
+        self.house, self.archive = house, Archive(house)
+
+    def opened(self) -> list[Any]:
+        """The folders that there are now, and those and the settings of the run that the server has."""
+        run, known = self.archive.run, list[Any]([gr.skip()] * len(self.names))
+        lists = [folders(self.house.input_dir), folders(self.house.output_dir)]
+        if run is None:
+            return [gr.Dropdown(choices=[(name, name) for name in listed]) for listed in lists] + known
+        values = [_name(run.source, self.archive.input_dir), _name(run.out, self.archive.output_dir)]
+        both = [
+            gr.Dropdown(choices=[(name, name) for name in listed], value=value)
+            for listed, value in zip(lists, values, strict=True)
+        ]
+        return both + self._values(run.recipe)
+
+    def named(self, source: str | None, out: str | None) -> Any:
+        """The name of the results' folder: the photos', where none was given yet."""
+        return Path(source).name if source and not out else gr.skip()
+
+    def known(self, out: str | None) -> list[Any]:
+        """What a results' folder was made from: its photos and settings, so that the same run can go on."""
+        nothing = [gr.skip(), None, *[gr.skip()] * len(self.names)]
+        with self._plainly():
+            found = self.archive.began_with(self.archive.results(out or "")) if out else None
+        if found is None or not found[0].is_relative_to(self.archive.input_dir):
+            return nothing
+        return [_name(found[0], self.archive.input_dir), None, *self._values(found[1])]
+
+    def starting(self) -> Any:
+        """`start` with a parameter for each setting, by name: so the API has them, too."""
+
+        def start(*given: Any) -> Any:
+            source, out, again, *values = given
+            return self.start(source, out, again, dict(zip(self.names, values, strict=True)))
+
+        usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        names = ("photos", "results", "retry_failed", *self.names)
+        start.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, usual) for name in names]
+        )
+        return start
+
+    def start(self, source: str | None, out: str | None, again: bool, values: Mapping[str, Any]) -> list[Any]:
+        """The run begun or gone on with; how it stands."""
+        if not source:
+            raise trouble("expected a folder of photos, got none; choose one")
+        if not out:
+            raise trouble("expected a folder for the results, got none; name one")
+        recipe = recipe_of(self.house, "restore", values)
+        with self._plainly():
+            self.archive.start(source, out, recipe, retry_failed=again)
+        return self.look(out, None)
+
+    def pause(self, out: str | None) -> list[Any]:
+        """The run asked to pause; how it stands."""
+        self.archive.pause()
+        return self.look(out, None)
+
+    def look(self, out: str | None, said: Any) -> list[Any]:
+        """How the run stands, or what the journal says; nothing where that is what the page shows already."""
+        run = self.archive.run
+        standing = None if run is None else run.standing()
+        start, pause = "Start", bool(standing and standing.state in ("starting", "running"))
+        alive = bool(standing and standing.alive)
+        try:
+            chosen = self.archive.results(out) if out else None
+            if run is not None and standing is not None and (alive or chosen in (None, run.out)):
+                text = _told_of_run(run.source, run.out, standing, self.archive)
+                start = "Go on" if standing.state in ("paused", "broken") else "Run again"
+            else:
+                told = None if chosen is None else self.archive.journal_says(chosen)
+                text = _NO_RUN if told is None or chosen is None else _told_of_journal(chosen, *told, self.archive)
+                if told is not None:
+                    start = "Go on" if told[0]["queued"] or told[0]["running"] else "Run again"
+        except FacefixError as error:
+            text = f"<p class='trouble'>{html.escape(self._said(error))}</p>"
+        now = [text, start, alive, pause]
+        if now == said:
+            return [gr.skip()] * 4
+        return [now, text, gr.Button(start, interactive=not alive), gr.Button(interactive=pause)]
+
+    def board(self, out: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
+        """The board, written anew."""
+        with self._plainly():
+            results = self._results(out)
+            value = self._written(results, self.house.visit(request), progress)
+        return ["", value, gr.Button(interactive=self.archive.can_take_back(results))]
+
+    def carry_out(
+        self,
+        results: str | None,
+        decisions: str | None,
+        file: str | None,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:
+        """What became of the decisions, and the board as it is then."""
+        visit = self.house.visit(request)
+        with self._plainly():
+            out = self._results(results)
+            if file is None:
+                path = visit.new_folder() / "decisions"
+                path.write_text(decisions or "", encoding="utf-8")
+            else:
+                path = self.house.received(file, visit)
+            if file is None and not decisions:
+                raise trouble("expected decisions, got none; look through the faces first, or give a file of them")
+            told = review.read_decisions(path)
+            if not told:
+                raise trouble("expected decisions, got none; accept or reject a face on the board first")
+            line = self.archive.carry_out(out, told)
+            value = self._written(out, visit, progress) | {"carried": file is None}
+        return [_told_of_deed(line, out), value, gr.Button(interactive=self.archive.can_take_back(out)), None]
+
+    def take_back(self, results: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
+        """What became of undoing the decisions that were carried out last, and the board as it is then."""
+        with self._plainly():
+            out = self._results(results)
+            line = self.archive.take_back(out)
+            value = self._written(out, self.house.visit(request), progress)
+        return [_told_of_deed(line, out), value, gr.Button(interactive=self.archive.can_take_back(out)), None]
+
+    def _results(self, out: str | None) -> Path:
+        if not out:
+            raise trouble("expected a folder of results, got none; choose one")
+        return self.archive.results(out)
+
+    def _written(self, out: Path, visit: Visit, progress: gr.Progress) -> dict[str, Any]:
+        """What the frame shows: a board, or several."""
+        with Journal.open(out, write=False) as journal:
+            paths = review.write_board(
+                journal,
+                visit.new_folder() / "board.html",
+                faces=_FACES,
+                progress=lambda done, of: progress((done, of), desc="Writing the board", unit="faces"),
+            )
+        return {"parts": [self.house.url(path) for path in paths]}
+
+    def _values(self, recipe: Recipe) -> list[Any]:
+        """The recipe's values for the settings' controls; one that cannot be chosen here is left as it is."""
+        offered, values = offers(self.house, "restore"), recipe.values()
+        return [
+            values[name] if name not in offered or values[name] in offered[name] else gr.skip() for name in self.names
+        ]
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except FacefixError as error:
+            raise trouble(self._said(error)) from None
+
+    def _said(self, error: FacefixError) -> str:
+        """The error's line, with folders as the page calls them."""
+        line = " ".join(str(error).splitlines())
+        for folder in (self.house.input_dir, self.house.output_dir, self.house.root):
+            line = line if folder is None else below(folder, line)
+        return line
+
+
+def _name(path: Path, base: Path) -> str:
+    """What the page calls a folder of the server."""
+    return shown(path.relative_to(base)) if path.is_relative_to(base) else path.name
+
+
+def _told_of_run(source: Path, out: Path, standing: Standing, archive: Archive) -> str:
+    """How a run stands, as HTML."""
+    counts, failed = standing.counts, standing.counts["failed"] + standing.counts["closed"]
+    names = f"{_name(source, archive.input_dir)} → {_name(out, archive.output_dir)}"
+    rate = standing.finished / standing.seconds if standing.seconds > 0 else 0.0
+    facts = [
+        ("Photos done", f"{counts['done'] + counts['copied']:,} of {standing.wanted:,}"),
+        ("Faces restored", f"{standing.faces:,}"),
+        ("Could not be done", f"{failed:,}"),
+    ]
+    if counts["before"]:
+        facts.append(("Done before", f"{counts['before']:,}"))
+    if counts["failed before"]:
+        facts.append(("Failed before", f"{counts['failed before']:,}"))
+    if standing.finished:
+        facts.append(("Rate", _rate(rate)))
+    if standing.finished and standing.state == "running":
+        facts.append(("Time left", _time((standing.wanted - standing.finished) / rate)))
+    moving = standing.state == "starting"
+    bar = "<progress aria-label='Photos'></progress>" if moving else _bar(standing.finished, standing.wanted)
+    problem = ""
+    if standing.problem:
+        text = below(archive.output_dir, below(archive.input_dir, standing.problem))
+        problem = f"<p class='trouble'>{html.escape(text)}</p>"
+    elif standing.state == "finished" and not counts["met"] and not counts["closed"]:
+        problem = "<p class='trouble'>expected photos in this folder, got none; choose another</p>"
+    lines = _lines("Could not be done", standing.failures, failed + counts["failed before"])
+    return _panel(names, _TITLES[standing.state], bar, facts, problem + lines + _lines("Notes", standing.remarks, 0))
+
+
+def _told_of_journal(out: Path, counts: Mapping[str, int], failures: list[str], archive: Archive) -> str:
+    """What a journal says, as HTML."""
+    total, waiting = sum(counts.values()), counts["queued"] + counts["running"]
+    facts = [("Photos done", f"{counts['done']:,} of {total:,}"), ("Could not be done", f"{counts['failed']:,}")]
+    state = f"{waiting:,} still to be done" if waiting else "done"
+    bar = _bar(counts["done"] + counts["failed"], total)
+    lines = _lines("Could not be done", failures, counts["failed"])
+    return _panel(_name(out, archive.output_dir), state, bar, facts, lines)
+
+
+def _told_of_deed(line: str, out: Path) -> str:
+    """What became of decisions and how they are undone, as HTML."""
+    again = (
+        "“Undo what was carried out” brings it back as it was; so does deciding the other way on the board, or "
+        f"<code>facefix undo {html.escape(shown(Path(out.name)))} PHOTO --face N</code> on the server, with --redo for "
+        "the other way."
+    )
+    return f"<p role='status'><strong>{html.escape(line)}.</strong> <span>{again}</span></p>"
+
+
+def _panel(names: str, state: str, bar: str, facts: list[tuple[str, str]], more: str) -> str:
+    told = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts)
+    head = f"<h3 role='status'>{html.escape(names)} <span>— {html.escape(state)}</span></h3>"
+    return f"{head}{bar}<dl>{told}</dl>{more}"
+
+
+def _bar(done: int, total: int) -> str:
+    return f"<progress max='{max(total, 1)}' value='{done if total else 1}' aria-label='Photos'></progress>"
+
+
+def _lines(title: str, lines: tuple[str, ...] | list[str], count: int) -> str:
+    if not lines:
+        return ""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    more = f"<p>and {count - len(lines):,} more; the report in the results' folder names them all</p>"
+    return (
+        f"<div class='trouble'><strong>{title}</strong><ul class='lines' tabindex='0'>{items}</ul>"
+        + (more if count > len(lines) else "")
+        + "</div>"
+    )
+
+
+def _rate(photos_s: float) -> str:
+    return f"{photos_s:.2f} photos/s" if photos_s >= 0.1 else f"{photos_s * 60:.1f} photos/min"
+
+
+def _time(seconds: float) -> str:
+    """About how long, in words."""
+    if seconds < 60:
+        return f"about {math.ceil(seconds / 5) * 5} s" if seconds > 2 else "a moment"
+    minutes = math.ceil(seconds / 60)
+    if minutes < 90:
+        return f"about {minutes} min"
+    return f"about {minutes / 60:.0f} h" if minutes < 48 * 60 else f"about {minutes / 1440:.0f} days"
