@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 
@@ -63,6 +63,12 @@ class Work:
         return folder
 
 
+Told: TypeAlias = tuple[Path, dict[str, Any]]
+"""The file that was written, and what is shown of it, see `comparison`."""
+
+Answer: TypeAlias = Callable[[Path, dict[str, Any]], tuple[Any, ...]]
+
+
 def build(house: House) -> None:
     """Place the tab's parts where this is called."""
     with gr.Row(elem_classes="workplace"):
@@ -75,43 +81,56 @@ def build(house: House) -> None:
             settings = _settings(house)
         with gr.Column(scale=3, min_width=320):
             view = compare(empty=_EMPTY, elem_id="restore-compare")
-    strengths = gr.JSON(visible=False, label="strengths")
-    reblend_now = gr.Button(visible=False)
     deed = _Deed(house, tuple(settings))
-    outputs = [download, view, start]
+    parts = [download, view, start]
     gr.on(
         [file.upload, start.click],
-        deed.restoring(),
+        deed.restoring(_for_page),
         [file, *settings.values()],
-        outputs,
-        api_name="restore",
-        api_description="Restore the faces of a photo. Gives the file to download and what was done to each face.",
+        parts,
+        api_visibility="private",
         concurrency_id="networks",
         concurrency_limit=1,
-        show_progress="full",
         show_progress_on=view,
     )
     view.choose(
         deed.chosen,
         None,
-        [download, view],
+        parts,
         api_visibility="private",
         concurrency_id="blending",
         concurrency_limit=2,
         trigger_mode="always_last",
         show_progress="hidden",
     )
-    reblend_now.click(
-        deed.reblend,
+    file.clear(deed.forget, None, parts, api_visibility="private", show_progress="hidden")
+    _endpoints(deed, file, settings)
+
+
+def _endpoints(deed: _Deed, file: gr.File, settings: Mapping[str, Any]) -> None:
+    """What programs call: the same deeds, with a file and a report for an answer."""
+    strengths = gr.JSON(visible=False, label="strengths")
+    told = [gr.File(visible=False, label="file"), gr.JSON(visible=False, label="report")]
+    restore, reblend = gr.Button(visible=False), gr.Button(visible=False)
+    restore.click(
+        deed.restoring(_for_programs),
+        [file, *settings.values()],
+        told,
+        api_name="restore",
+        api_description="Restore the faces of a photo: gives the new file, and what was done to each face.",
+        concurrency_id="networks",
+        concurrency_limit=1,
+    )
+    reblend.click(
+        deed.reblended,
         strengths,
-        [download, view],
+        told,
         api_name="reblend",
         api_description="Blend the photo of the last /restore anew, each face at a strength of its own, by number: "
-        '{"1": 0, "2": 0.5} leaves face 1 as it was. No network runs.',
+        '{"1": 0, "2": 0.5} leaves face 1 as it was and takes half of face 2. No network runs.',
         concurrency_id="blending",
         concurrency_limit=2,
     )
-    file.clear(deed.forget, None, outputs, api_visibility="private", show_progress="hidden")
 
 
 def _settings(house: House) -> dict[str, Any]:
@@ -134,12 +153,12 @@ class _Deed:
     def __init__(self, house: House, names: tuple[str, ...]) -> None:
         self.house, self.names = house, names
 
-    def restoring(self) -> Any:
-        """`restore` with a parameter for each setting, by name: so the API has them, too."""
+    def restoring(self, answer: Answer) -> Any:
+        """`restore` with a parameter for each setting, by name: so programs have them, too."""
 
         def restore(*given: Any) -> Any:
             photo, *values, request, progress = given
-            return self.restore(photo, dict(zip(self.names, values, strict=True)), request, progress)
+            return answer(*self.restore(photo, dict(zip(self.names, values, strict=True)), request, progress))
 
         usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
         restore.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -155,8 +174,8 @@ class _Deed:
 
     def restore(
         self, upload: str | None, values: Mapping[str, Any], request: gr.Request, progress: gr.Progress
-    ) -> tuple[Any, ...]:
-        """The photo restored: the file to download, what is shown, and that it can be done again."""
+    ) -> Told:
+        """The photo restored: the new file, and what is shown of it."""
         if upload is None:
             raise trouble("expected a photo, got none; drop one first")
         house, visit = self.house, self.house.visit(request)
@@ -183,15 +202,18 @@ class _Deed:
             with visit.lock:
                 _drop(visit)
                 house.keep(visit, _WORK, work, size)
-                told = self._told(work, result, dict.fromkeys(result.patches, recipe.strength))
-            return *told, gr.Button(visible=True)
+                return self._told(work, result, dict.fromkeys(result.patches, recipe.strength))
 
     def chosen(self, request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
         """What the page asks for when faces are chosen in it."""
-        return self.reblend(event.strengths, request)
+        return _for_page(*self.reblend(event.strengths, request))
 
-    def reblend(self, strengths: dict[str, float], request: gr.Request) -> tuple[Any, ...]:
-        """The visitor's photo blended anew: the file to download, and what is shown."""
+    def reblended(self, strengths: dict[str, float], request: gr.Request) -> tuple[Any, ...]:
+        """What programs ask for."""
+        return _for_programs(*self.reblend(strengths, request))
+
+    def reblend(self, strengths: dict[str, float], request: gr.Request) -> Told:
+        """The visitor's photo blended anew: the new file, and what is shown of it."""
         visit = self.house.visit(request)
         work = visit.get(_WORK)
         if not isinstance(work, Work):
@@ -207,10 +229,8 @@ class _Deed:
         _drop(self.house.visit(request))
         return gr.DownloadButton(value=None, visible=False), None, gr.Button(visible=False)
 
-    def _told(
-        self, work: Work, result: Result, strengths: Mapping[int, float]
-    ) -> tuple[gr.DownloadButton, dict[str, Any]]:
-        """Writes the result; what the page is told of it."""
+    def _told(self, work: Work, result: Result, strengths: Mapping[int, float]) -> Told:
+        """Writes the result."""
         folder = work.new_folder()
         written = folder / f"{work.name}.facefix{imagefile.suffix_for(work.photo.meta)}"
         lost = work.fix.save(result, work.photo, written)
@@ -225,7 +245,18 @@ class _Deed:
             summary=_summary(result),
             notes=(*result.report.warnings, *lost),
         )
-        return gr.DownloadButton(f"Download {written.name}", value=str(written), visible=True), value
+        return written, value
+
+
+def _for_page(written: Path, value: dict[str, Any]) -> tuple[Any, ...]:
+    """What the page's parts become."""
+    download = gr.DownloadButton(f"Download {written.name}", value=str(written), visible=True)
+    return download, value, gr.Button(visible=True)
+
+
+def _for_programs(written: Path, value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The file, and the report without what only the page needs."""
+    return str(written), {key: told for key, told in value.items() if key not in ("before", "after")}
 
 
 def _drop(visit: Visit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 import gradio as gr
 
 from facefix.errors import FacefixError, PhotoError, shown
+from facefix.recipe import Recipe
+
+_SETTINGS = frozenset(field.name for field in dataclasses.fields(Recipe))
 
 
 def title_of(setting: str) -> str:
@@ -18,8 +22,13 @@ def title_of(setting: str) -> str:
 
 
 def in_page(line: str) -> str:
-    """The line with options of the command line written as the page's settings are called."""
-    return re.sub(r"--([a-z][a-z-]*)", lambda found: f"“{title_of(found[1].replace('-', '_'))}”", line)
+    """The line with settings called as on the page: --sharp-faces is “Sharp faces”; other options stay as they are."""
+
+    def called(option: re.Match[str]) -> str:
+        name = option[1].replace("-", "_")
+        return f"“{title_of(name)}”" if name in _SETTINGS else option[0]
+
+    return re.sub(r"--([a-z][a-z-]*)", called, line)
 
 
 def line_of(error: FacefixError) -> str:
