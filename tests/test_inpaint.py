@@ -10,7 +10,7 @@ import pytest
 
 from facefix import inpaint
 from facefix.errors import UsageError, WeightsInvalid, WeightsMissing
-from facefix.inpaint import compose, matching
+from facefix.inpaint import compose, matching, telea
 from facefix.inpaint.compose import Margins
 from facefix.inpaint.telea import Telea
 from facefix.recipe import Recipe
@@ -266,6 +266,24 @@ def test_telea_leaves_no_step_where_two_fronts_meet() -> None:
     filled = Telea().fill(scene, hole)
     assert np.abs(np.diff(filled, axis=1)).max() < 0.15
     np.testing.assert_array_equal(filled[:, :22], scene[:, :22])
+
+
+def test_telea_is_calm_inside_a_wide_hole_and_marches_in_a_narrow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stripes = np.full((120, 120, 3), 0.2, np.float32)
+    stripes[np.arange(120) // 10 % 2 == 0] = 0.8
+    wide, narrow = np.zeros((120, 120), np.float32), np.zeros((120, 120), np.float32)
+    wide[10:110, 10:110] = narrow[10:110, 45:75] = 1
+    calm = {name: Telea().fill(stripes, hole) for name, hole in (("wide", wide), ("narrow", narrow))}
+    monkeypatch.setattr(telea, "_CALM_FROM_PX", 1000)
+    marched = {name: Telea().fill(stripes, hole) for name, hole in (("wide", wide), ("narrow", narrow))}
+    np.testing.assert_array_equal(calm["narrow"], marched["narrow"])
+    np.testing.assert_array_equal(calm["wide"][:26], marched["wide"][:26])
+    steps = {
+        name: np.abs(np.diff(made["wide"][50:70, 50:70], axis=0)).max() for name, made in (("m", marched), ("c", calm))
+    }
+    assert steps["m"] > 0.03
+    assert steps["c"] < 0.015
+    assert np.abs(calm["wide"][50:70, 50:70] - 0.5).max() < 0.1
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1), (3, 3), (40, 7)])

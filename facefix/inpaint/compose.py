@@ -129,8 +129,8 @@ class Piece(NamedTuple):
 def pieces(reach: Bits, sees_px: int, tile_px: int = 1024) -> list[Piece]:
     """The pieces in which an engine that looks no farther than `sees_px` fills the reach, each pixel once.
 
-    Holes that are nowhere wider than `sees_px` are filled tile by tile, so that a scan full of dust and scratches
-    needs memory for a tile only; each wider one has a piece of its own, as a cut through it would be seen.
+    Holes that are nowhere wider than half of `sees_px` are filled tile by tile, so that a scan full of dust and
+    scratches needs memory for a tile only; each wider one has a piece of its own, as a cut through it would be seen.
 
     Args:
         reach: (H, W), what is to be filled; at least one pixel.
@@ -140,7 +140,7 @@ def pieces(reach: Bits, sees_px: int, tile_px: int = 1024) -> list[Piece]:
     depth = np.asarray(cv2.distanceTransform(reach.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(reach.astype(np.uint8), connectivity=8)
     wide = np.zeros(count, bool)
-    wide[labels[depth > sees_px / 2]] = True
+    wide[labels[depth > sees_px / 4]] = True
     found = []
     for number in np.flatnonzero(wide):
         x, y, width, height = stats[number, :4].tolist()

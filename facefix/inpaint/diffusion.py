@@ -29,7 +29,7 @@ from torch import Tensor
 
 from facefix import runtime, upscale
 from facefix.errors import DeviceError, UsageError
-from facefix.inpaint import Progress, pipelines
+from facefix.inpaint import Progress, matching, pipelines
 from facefix.inpaint.tiled import METHODS, TILE, tiled_unet
 from facefix.inpaint.tiled_vae import tiled_vae
 from facefix.types import Mask, Meta, Photo, Pixels
@@ -297,25 +297,8 @@ def open_cells(mask: Tensor, factor: int) -> Tensor:
 
 
 def spread(scene: Pixels, hole: Mask) -> Pixels:
-    """The scene with the colours around its hole spread smoothly over it: (h, w, 3) float32.
-
-    The picture and what is known of it are halved until all is known; each level fills the holes of the next larger.
-    """
-    known = (hole <= 0).astype(np.float32)[..., None]
-    return _pulled(scene * known, known)
-
-
-def _pulled(sums: Pixels, known: Mask) -> Pixels:
-    """Colours from (h, w, 3) sums over known parts and (h, w, 1) how much of each pixel is known."""
-    height, width = known.shape[:2]
-    here = sums / np.maximum(known, 1e-6)
-    if known.min() > 0 or max(height, width) == 1:
-        return np.asarray(here, np.float32)
-    size = (width + 1) // 2, (height + 1) // 2
-    small, less = (cv2.resize(part, size, interpolation=cv2.INTER_AREA) for part in (sums, known))
-    coarse = _pulled(np.asarray(small, np.float32), np.asarray(less, np.float32).reshape(*small.shape[:2], 1))
-    behind = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.where(known > 0, here, behind).astype(np.float32)
+    """The scene with the colours around its hole spread smoothly over it: (h, w, 3) float32."""
+    return np.where(hole[..., None] > 0, matching.spread(scene, 1 - hole), scene)
 
 
 def resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:

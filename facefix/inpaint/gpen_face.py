@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from facefix import align, detect, detectors, networks, runtime
 from facefix.errors import DegenerateLandmarks, PhotoRefused
-from facefix.inpaint import Progress, compose
+from facefix.inpaint import Progress, compose, matching
 from facefix.inpaint.telea import Telea
 from facefix.types import Box, Mask, Matrix, Meta, Photo, Pixels, PlainSRGB
 
@@ -140,29 +140,13 @@ class FaceFiller:
         [drawn] = runtime.run(self.network, [face])
         if self.match:
             error = original - _resized(drawn, size)
-            drawn = drawn + _resized(_spread(error, (~white).astype(np.float32)), self.network.out_size)
+            drawn = drawn + _resized(matching.spread(error, (~white).astype(np.float32)), self.network.out_size)
         scene_from_drawn = align.invert(align.compose(align.scaling(self.network.out_size / size), crop_from_scene))
         box = compose.around(part)
         box_from_drawn = scene_from_drawn - np.array([[0, 0, box.x0], [0, 0, box.y0]], np.float64)
         laid = align.warp(drawn, box_from_drawn, (box.x1 - box.x0, box.y1 - box.y0))
         here = part[box.slices]
         filled[box.slices][here] = np.clip(laid[here], 0, 1)
-
-
-def _spread(values: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The values where they are known (1), and between them a smooth surface: means of ever wider surroundings.
-
-    Source: the push-pull of S. Gortler et al., The Lumigraph, SIGGRAPH 1996, section 3.4.
-    """
-    part = known[:, :, None]
-    if min(known.shape) <= 2:
-        mean = (values * part).sum((0, 1)) / max(float(known.sum()), 1e-6)
-        return np.asarray(np.broadcast_to(mean, values.shape), np.float32)
-    size = (known.shape[1], known.shape[0])
-    share: Any = cv2.pyrDown(known)
-    wider: Any = cv2.pyrDown(values * part) / np.maximum(share, 1e-6)[:, :, None]
-    below: Any = cv2.pyrUp(_spread(wider, np.minimum(1, 4 * share)), dstsize=size)
-    return np.asarray(values * part + below * (1 - part), np.float32)
 
 
 def _resized(picture: NDArray[np.float32], size: int) -> NDArray[np.float32]:

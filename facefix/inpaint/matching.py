@@ -125,6 +125,22 @@ def toned(drawn: Pixels, found: Toning) -> Pixels:
     return _with_lightness(lab, _lightness(lab))
 
 
+def spread(values: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values where they are known (1), and between them a smooth surface: means of ever wider surroundings.
+
+    Source: the push-pull of S. Gortler et al., The Lumigraph, SIGGRAPH 1996, section 3.4.
+    """
+    part = known[:, :, None]
+    if min(known.shape) <= 2:
+        mean = (values * part).sum((0, 1)) / max(float(known.sum()), 1e-6)
+        return np.asarray(np.broadcast_to(mean, values.shape), np.float32)
+    size = (known.shape[1], known.shape[0])
+    share: Any = cv2.pyrDown(known)
+    wider: Any = cv2.pyrDown(values * part) / np.maximum(share, 1e-6)[:, :, None]
+    below: Any = cv2.pyrUp(spread(wider, np.minimum(1, 4 * share)), dstsize=size)
+    return np.asarray(values * part + below * (1 - part), np.float32)
+
+
 def smoothed(filled: Pixels, post: str) -> Pixels:
     """The pixels after a Gaussian of 0.8 px or a median of 3 px, or as they are."""
     if post == "gaussian":

@@ -8,6 +8,9 @@ flat hole of 60 px in a grey of 100 comes out as 106 in its middle, here as 100.
 Where the fronts from two sides meet, marching leaves a step. A few sweeps that bring each filled pixel to its
 neighbours' mean take it away: on five photos with strokes of 5 to 15 px across them, ten sweeps took 3 to 5 % off the
 mean error and 7 to 8 % off its root mean square; after thirty the mean error was larger again at 5 and 9 px.
+
+In a wide hole the fronts meet in a star of streaks, which looks worse than it is wrong. Deep inside, a smooth surface
+between the colours around takes its place.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix.inpaint import Progress
-from facefix.types import Mask, Pixels
+from facefix.inpaint import Progress, matching
+from facefix.inpaint.compose import clipped, widened
+from facefix.types import Box, Mask, Pixels
 
 _LEVELS = np.float32(65535)
 _SWEEPS = 10
+_CALM_FROM_PX, _CALM_AT_PX = 16, 40
 _NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
 
 
@@ -63,6 +68,7 @@ class Telea:
             filled[part][:, :, channel] = np.clip(_swept(marched / _LEVELS, wanted), 0, 1)
             if progress is not None:
                 progress(channel + 1, 3)
+        _calm(filled[part], scene[part], wanted, reach)
         return filled
 
 
@@ -73,3 +79,15 @@ def _swept(plane: NDArray[np.float32], hole: NDArray[np.uint8]) -> NDArray[np.fl
         means: Any = cv2.filter2D(plane, -1, _NEIGHBOURS, borderType=cv2.BORDER_REFLECT_101)
         plane = np.where(inside, means, plane)
     return plane
+
+
+def _calm(filled: Pixels, scene: Pixels, hole: NDArray[np.uint8], reach: int) -> None:
+    """Nothing; the fill of each wide hole is now smooth where it is far from all that is known."""
+    depth: Any = cv2.distanceTransform(hole, cv2.DIST_L2, cv2.DIST_MASK_5)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(hole, connectivity=8)
+    for number in np.unique(labels[depth > _CALM_FROM_PX]):
+        x, y, width, height = stats[number, :4].tolist()
+        part = clipped(widened(Box(x, y, x + width, y + height), reach), hole.shape).slices
+        share = np.clip((depth[part] - _CALM_FROM_PX) / (_CALM_AT_PX - _CALM_FROM_PX), 0, 1)
+        share = (share * share * (3 - 2 * share) * (labels[part] == number))[:, :, None]
+        filled[part] += share * (matching.spread(scene[part], (hole[part] == 0).astype(np.float32)) - filled[part])
