@@ -153,6 +153,8 @@ class ArchiveRun:
     def _hears(self, event: str, source: Path, what: dict[str, Any] | str) -> None:
         """As Drive tells it."""
         with self._lock:
+            if not self._counts["met"] and event == "met":
+                self._began = time.monotonic()  # the networks are loaded
             self._counts[event] += 1
             if isinstance(what, dict):
                 self._faces += sum(face["outcome"] == "restored" for face in what["faces"])

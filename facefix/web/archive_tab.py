@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import html
 import inspect
-import math
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +25,8 @@ from facefix.errors import FacefixError, shown
 from facefix.jobs import review
 from facefix.jobs.journal import Journal
 from facefix.recipe import Recipe
-from facefix.web.archive_run import Archive, Standing, below, folders
+from facefix.web.archive_run import Archive, below, folders
+from facefix.web.archive_status import name_of, told_of_deed, told_of_journal, told_of_run
 from facefix.web.house import House, Visit
 from facefix.web.settings import controls, offers, recipe_of
 from facefix.web.words import trouble
@@ -43,79 +44,8 @@ _NO_RUN = (
 )
 _NO_BOARD = "Every restored face before and after, to accept or take back, when a run has finished some."
 _BOARD = "<div class='board'><p class='empty'>" + _NO_BOARD + "</p></div>"
-_TITLES = {
-    "starting": "getting ready",
-    "running": "restoring",
-    "pausing": "finishing the photos in hand, then it pauses",
-    "paused": "paused",
-    "finished": "done",
-    "broken": "stopped",
-}
-_CSS = """
-.empty { color: var(--body-text-color-subdued); margin: .5rem 0; max-width: 46rem; }
-.empty strong { color: var(--body-text-color); }
-code { overflow-wrap: anywhere; }
-h3 { margin: 0 0 .5rem; font-size: 1.1rem; overflow-wrap: anywhere; }
-h3 span { color: var(--body-text-color-subdued); font-weight: 400; }
-progress { width: 100%; height: .8rem; accent-color: var(--color-accent); }
-dl { display: flex; flex-wrap: wrap; gap: .6rem 2rem; margin: .5rem 0; }
-dl div { min-width: 5.5rem; }
-dt { color: var(--body-text-color-subdued); font-size: .85rem; }
-dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
-.trouble { border-left: 3px solid var(--error-border-color, #b91c1c); padding-left: .75rem; margin: .5rem 0; }
-.lines { max-height: 14rem; overflow-y: auto; margin: .25rem 0; padding-left: 1.1rem; list-style: disc; }
-.lines li { overflow-wrap: anywhere; margin: .15rem 0; }
-iframe { width: 100%; height: max(34rem, 82vh); border: 1px solid var(--border-color-primary); border-radius: .5rem;
-  background: #16181c; }
-nav { display: flex; flex-wrap: wrap; gap: .5rem; margin: 0 0 .5rem; }
-nav button { padding: .4rem .8rem; border: 1px solid var(--border-color-primary); border-radius: .4rem; }
-nav button[aria-pressed="true"] { border-color: var(--color-accent); font-weight: 600; }
-"""
-_SHOW_BOARD = """
-const root = element.querySelector(".board");
-const emptyPage = [...root.childNodes];
-const frame = document.createElement("iframe");
-frame.title = "The board: every restored face before and after";
-frame.addEventListener("load", () => {
-  const parts = frame.contentDocument?.getElementById("parts");
-  if (parts) parts.hidden = true;
-  const foot = frame.contentDocument?.querySelector("footer");
-  if (foot) foot.hidden = true;
-});
-const key = () => {
-  const data = frame.contentDocument?.getElementById("data");
-  return data ? JSON.parse(data.textContent).key : null;
-};
-async function open(url) {
-  const answer = await fetch(url);
-  if (answer.ok) frame.srcdoc = await answer.text();
-}
-function show() {
-  const value = props.value;
-  if (value?.carried && key()) try { localStorage.removeItem(key()); } catch {}
-  if (!value?.parts) {
-    root.replaceChildren(...emptyPage);
-    return;
-  }
-  const nav = document.createElement("nav");
-  nav.setAttribute("aria-label", "Boards");
-  if (value.parts.length > 1) value.parts.forEach((url, index) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = "Board " + (index + 1);
-    button.setAttribute("aria-pressed", index === 0);
-    button.addEventListener("click", () => {
-      for (const each of nav.children) each.setAttribute("aria-pressed", each === button);
-      open(url);
-    });
-    nav.append(button);
-  });
-  root.replaceChildren(nav, frame);
-  open(value.parts[0]);
-}
-watch("value", show);
-show();
-"""
+_HERE = Path(__file__)
+_CSS = _HERE.with_suffix(".css").read_text(encoding="utf-8")
 _READ_DECISIONS = """
 (results, told, file) => {
   const data = document.querySelector("#archive-board iframe")?.contentDocument?.getElementById("data");
@@ -140,10 +70,10 @@ def build(house: House) -> None:
     with gr.Row(elem_classes="workplace"):
         with gr.Column(scale=1, min_width=300, elem_classes="side"):
             source = gr.Dropdown(
-                folders(house.input_dir),
+                [".", *folders(house.input_dir)],
                 value=None,
                 label="Photos",
-                info="A folder below the server's input folder; all that lies in it is done.",
+                info="A folder below the server's input folder, with all that lies in it.",
                 allow_custom_value=True,
                 elem_id="archive-source",
             )
@@ -204,8 +134,14 @@ def _board_parts(deed: _Deed, out: gr.Dropdown) -> gr.HTML:
         open_board = gr.Button("Look through the faces", elem_id="archive-look", min_width=160)
         carry_out = gr.Button("Carry out the decisions", elem_id="archive-apply", min_width=160)
         take_back = gr.Button("Undo what was carried out", elem_id="archive-undo", min_width=160, interactive=False)
-    told = gr.HTML("", css_template=_CSS, elem_id="archive-told")
-    board = gr.HTML(None, html_template=_BOARD, css_template=_CSS, js_on_load=_SHOW_BOARD, elem_id="archive-board")
+    told = gr.HTML("", css_template=_CSS, elem_id="archive-told", visible=False)
+    board = gr.HTML(
+        None,
+        html_template=_BOARD,
+        css_template=_CSS,
+        js_on_load=_HERE.with_suffix(".js").read_text(encoding="utf-8"),
+        elem_id="archive-board",
+    )
     with gr.Accordion("Decisions from a file", open=False):
         file = gr.File(
             label="The decisions.json that a board exported",
@@ -215,7 +151,7 @@ def _board_parts(deed: _Deed, out: gr.Dropdown) -> gr.HTML:
         )
     decisions = gr.Textbox(visible=False, label="decisions")
     shows = [told, board, take_back, file]
-    common: dict[str, Any] = {"show_progress_on": told, "concurrency_id": "boards", "concurrency_limit": 2}
+    common: dict[str, Any] = {"show_progress_on": board, "concurrency_id": "boards", "concurrency_limit": 2}
     open_board.click(deed.board, out, [told, board, take_back], api_visibility="private", **common)
     carry_out.click(
         deed.carry_out,
@@ -253,10 +189,10 @@ class _Deed:
     def opened(self) -> list[Any]:
         """The folders that there are now, and those and the settings of the run that the server has."""
         run, known = self.archive.run, list[Any]([gr.skip()] * len(self.names))
-        lists = [folders(self.house.input_dir), folders(self.house.output_dir)]
+        lists = [[".", *folders(self.house.input_dir)], folders(self.house.output_dir)]
         if run is None:
             return [gr.Dropdown(choices=[(name, name) for name in listed]) for listed in lists] + known
-        values = [_name(run.source, self.archive.input_dir), _name(run.out, self.archive.output_dir)]
+        values = [name_of(run.source, self.archive.input_dir), name_of(run.out, self.archive.output_dir)]
         both = [
             gr.Dropdown(choices=[(name, name) for name in listed], value=value)
             for listed, value in zip(lists, values, strict=True)
@@ -265,7 +201,7 @@ class _Deed:
 
     def named(self, source: str | None, out: str | None) -> Any:
         """The name of the results' folder: the photos', where none was given yet."""
-        return Path(source).name if source and not out else gr.skip()
+        return Path(source).name or gr.skip() if source and not out else gr.skip()
 
     def known(self, out: str | None) -> list[Any]:
         """What a results' folder was made from: its photos and settings, so that the same run can go on."""
@@ -274,7 +210,7 @@ class _Deed:
             found = self.archive.began_with(self.archive.results(out or "")) if out else None
         if found is None or not found[0].is_relative_to(self.archive.input_dir):
             return nothing
-        return [_name(found[0], self.archive.input_dir), None, *self._values(found[1])]
+        return [name_of(found[0], self.archive.input_dir), None, *self._values(found[1])]
 
     def starting(self) -> Any:
         """`start` with a parameter for each setting, by name: so the API has them, too."""
@@ -315,11 +251,11 @@ class _Deed:
         try:
             chosen = self.archive.results(out) if out else None
             if run is not None and standing is not None and (alive or chosen in (None, run.out)):
-                text = _told_of_run(run.source, run.out, standing, self.archive)
+                text = told_of_run(run.source, run.out, standing, self.archive)
                 start = "Go on" if standing.state in ("paused", "broken") else "Run again"
             else:
                 told = None if chosen is None else self.archive.journal_says(chosen)
-                text = _NO_RUN if told is None or chosen is None else _told_of_journal(chosen, *told, self.archive)
+                text = _NO_RUN if told is None or chosen is None else told_of_journal(chosen, *told, self.archive)
                 if told is not None:
                     start = "Go on" if told[0]["queued"] or told[0]["running"] else "Run again"
         except FacefixError as error:
@@ -334,7 +270,7 @@ class _Deed:
         with self._plainly():
             results = self._results(out)
             value = self._written(results, self.house.visit(request), progress)
-        return ["", value, gr.Button(interactive=self.archive.can_take_back(results))]
+        return [gr.HTML(visible=False), value, gr.Button(interactive=self.archive.can_take_back(results))]
 
     def carry_out(
         self,
@@ -360,7 +296,7 @@ class _Deed:
                 raise trouble("expected decisions, got none; accept or reject a face on the board first")
             line = self.archive.carry_out(out, told)
             value = self._written(out, visit, progress) | {"carried": file is None}
-        return [_told_of_deed(line, out), value, gr.Button(interactive=self.archive.can_take_back(out)), None]
+        return self._after(line, value, out)
 
     def take_back(self, results: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
         """What became of undoing the decisions that were carried out last, and the board as it is then."""
@@ -368,7 +304,11 @@ class _Deed:
             out = self._results(results)
             line = self.archive.take_back(out)
             value = self._written(out, self.house.visit(request), progress)
-        return [_told_of_deed(line, out), value, gr.Button(interactive=self.archive.can_take_back(out)), None]
+        return self._after(line, value, out)
+
+    def _after(self, line: str, value: dict[str, Any], out: Path) -> list[Any]:
+        told = gr.HTML(told_of_deed(line, out), visible=True)
+        return [told, value, gr.Button(interactive=self.archive.can_take_back(out)), None]
 
     def _results(self, out: str | None) -> Path:
         if not out:
@@ -384,6 +324,11 @@ class _Deed:
                 faces=_FACES,
                 progress=lambda done, of: progress((done, of), desc="Writing the board", unit="faces"),
             )
+        for path in paths:  # where the server keeps its folders is nobody's business
+            text = path.read_text(encoding="utf-8")
+            for folder in (self.archive.input_dir, self.archive.output_dir):
+                text = text.replace(json.dumps(shown(folder / "_"))[1:-2], "")
+            path.write_text(text, encoding="utf-8", newline="\n")
         return {"parts": [self.house.url(path) for path in paths]}
 
     def _values(self, recipe: Recipe) -> list[Any]:
@@ -406,94 +351,3 @@ class _Deed:
         for folder in (self.house.input_dir, self.house.output_dir, self.house.root):
             line = line if folder is None else below(folder, line)
         return line
-
-
-def _name(path: Path, base: Path) -> str:
-    """What the page calls a folder of the server."""
-    return shown(path.relative_to(base)) if path.is_relative_to(base) else path.name
-
-
-def _told_of_run(source: Path, out: Path, standing: Standing, archive: Archive) -> str:
-    """How a run stands, as HTML."""
-    counts, failed = standing.counts, standing.counts["failed"] + standing.counts["closed"]
-    names = f"{_name(source, archive.input_dir)} → {_name(out, archive.output_dir)}"
-    rate = standing.finished / standing.seconds if standing.seconds > 0 else 0.0
-    facts = [
-        ("Photos done", f"{counts['done'] + counts['copied']:,} of {standing.wanted:,}"),
-        ("Faces restored", f"{standing.faces:,}"),
-        ("Could not be done", f"{failed:,}"),
-    ]
-    if counts["before"]:
-        facts.append(("Done before", f"{counts['before']:,}"))
-    if counts["failed before"]:
-        facts.append(("Failed before", f"{counts['failed before']:,}"))
-    if standing.finished:
-        facts.append(("Rate", _rate(rate)))
-    if standing.finished and standing.state == "running":
-        facts.append(("Time left", _time((standing.wanted - standing.finished) / rate)))
-    moving = standing.state == "starting"
-    bar = "<progress aria-label='Photos'></progress>" if moving else _bar(standing.finished, standing.wanted)
-    problem = ""
-    if standing.problem:
-        text = below(archive.output_dir, below(archive.input_dir, standing.problem))
-        problem = f"<p class='trouble'>{html.escape(text)}</p>"
-    elif standing.state == "finished" and not counts["met"] and not counts["closed"]:
-        problem = "<p class='trouble'>expected photos in this folder, got none; choose another</p>"
-    lines = _lines("Could not be done", standing.failures, failed + counts["failed before"])
-    return _panel(names, _TITLES[standing.state], bar, facts, problem + lines + _lines("Notes", standing.remarks, 0))
-
-
-def _told_of_journal(out: Path, counts: Mapping[str, int], failures: list[str], archive: Archive) -> str:
-    """What a journal says, as HTML."""
-    total, waiting = sum(counts.values()), counts["queued"] + counts["running"]
-    facts = [("Photos done", f"{counts['done']:,} of {total:,}"), ("Could not be done", f"{counts['failed']:,}")]
-    state = f"{waiting:,} still to be done" if waiting else "done"
-    bar = _bar(counts["done"] + counts["failed"], total)
-    lines = _lines("Could not be done", failures, counts["failed"])
-    return _panel(_name(out, archive.output_dir), state, bar, facts, lines)
-
-
-def _told_of_deed(line: str, out: Path) -> str:
-    """What became of decisions and how they are undone, as HTML."""
-    again = (
-        "“Undo what was carried out” brings it back as it was; so does deciding the other way on the board, or "
-        f"<code>facefix undo {html.escape(shown(Path(out.name)))} PHOTO --face N</code> on the server, with --redo for "
-        "the other way."
-    )
-    return f"<p role='status'><strong>{html.escape(line)}.</strong> <span>{again}</span></p>"
-
-
-def _panel(names: str, state: str, bar: str, facts: list[tuple[str, str]], more: str) -> str:
-    told = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts)
-    head = f"<h3 role='status'>{html.escape(names)} <span>— {html.escape(state)}</span></h3>"
-    return f"{head}{bar}<dl>{told}</dl>{more}"
-
-
-def _bar(done: int, total: int) -> str:
-    return f"<progress max='{max(total, 1)}' value='{done if total else 1}' aria-label='Photos'></progress>"
-
-
-def _lines(title: str, lines: tuple[str, ...] | list[str], count: int) -> str:
-    if not lines:
-        return ""
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    more = f"<p>and {count - len(lines):,} more; the report in the results' folder names them all</p>"
-    return (
-        f"<div class='trouble'><strong>{title}</strong><ul class='lines' tabindex='0'>{items}</ul>"
-        + (more if count > len(lines) else "")
-        + "</div>"
-    )
-
-
-def _rate(photos_s: float) -> str:
-    return f"{photos_s:.2f} photos/s" if photos_s >= 0.1 else f"{photos_s * 60:.1f} photos/min"
-
-
-def _time(seconds: float) -> str:
-    """About how long, in words."""
-    if seconds < 60:
-        return f"about {math.ceil(seconds / 5) * 5} s" if seconds > 2 else "a moment"
-    minutes = math.ceil(seconds / 60)
-    if minutes < 90:
-        return f"about {minutes} min"
-    return f"about {minutes / 60:.0f} h" if minutes < 48 * 60 else f"about {minutes / 1440:.0f} days"

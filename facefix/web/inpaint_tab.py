@@ -69,11 +69,8 @@ def build(house: House) -> None:
     with gr.Row(elem_classes="workplace"):
         with gr.Column(scale=1, min_width=300, elem_classes="side"):
             types = ["image", *sorted(imagefile.SUFFIXES)]
-            file = gr.File(label="Photo", file_types=types, height=120, elem_id="inpaint-photo")
-            mask = gr.File(label="Mask, instead of painting", file_types=types, height=120, elem_id="inpaint-mask")
-            fill = gr.Button("Fill", variant="primary", elem_id="inpaint-start", interactive=False)
-            download = gr.DownloadButton("Download", variant="primary", elem_id="inpaint-download", interactive=False)
-            keep_mask = gr.DownloadButton("Download the mask", elem_id="inpaint-keep-mask", visible=False)
+            file = gr.File(label="Photo", file_types=types, height=150, elem_id="inpaint-photo")
+            mask = gr.File(label="Mask (optional)", file_types=types, height=150, elem_id="inpaint-mask")
             choices = _choices(house)
             settings = _settings(house, choices)
         with gr.Column(scale=3, min_width=320):
@@ -92,6 +89,10 @@ def build(house: House) -> None:
                 visible=False,
                 elem_id="inpaint-editor",
             )
+            with gr.Row():
+                fill = gr.Button("Fill", variant="primary", elem_id="inpaint-start", interactive=False)
+                download = gr.DownloadButton("Download", elem_id="inpaint-download", interactive=False)
+                keep_mask = gr.DownloadButton("Download the mask", elem_id="inpaint-keep-mask", visible=False)
             which = gr.Radio(visible=False, label="Fills", elem_id="inpaint-which", interactive=True)
             view = compare(empty=_EMPTY, elem_id="inpaint-compare")
     deed = _Deed(house, tuple(settings), choices)

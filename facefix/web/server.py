@@ -24,7 +24,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _FETCHES_ELSEWHERE = ("/gradio_api/proxy=", "/gradio_api/file=http:", "/gradio_api/file=https:", "/monitoring")
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 _HEADERS = {
