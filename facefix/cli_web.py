@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -89,36 +91,29 @@ def web(
     from facefix.web import server
 
     login = _login(auth)
-    listening = server.bound(host, port)
-    import os
+    with contextlib.closing(server.bound(host, port)) as listening:
+        # it ends as well by being told to as by Ctrl-C: what visitors left is removed either way
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        from facefix.web.house import House
 
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from facefix.web.house import House
-
-    house = House(
-        input_dir=input_dir,
-        output_dir=output_dir,
-        device=device,
-        max_bytes=max_megabytes * 1_000_000,
-        max_pixels=max_pixels,
-        keep_seconds=keep_minutes * 60,
-    )
-    if not server.is_loopback(host):
-        remark(
-            f"--host {host}: everybody who reaches this machine over the network can use the page"
-            + ("" if login else ", and may see --input-dir and change --output-dir; --auth USER:PASSWORD asks who")
-            + "; without HTTPS in front of it, others on the way can read along"
+        house = House(
+            input_dir=input_dir,
+            output_dir=output_dir,
+            device=device,
+            max_bytes=max_megabytes * 1_000_000,
+            max_pixels=max_pixels,
+            keep_seconds=keep_minutes * 60,
         )
-    # being ended is as good as Ctrl-C: what visitors left is removed either way
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        server.serve(
-            house, listening, names=tuple(name or ()), auth=login, started=lambda address: _told(address, quiet)
-        )
-    except KeyboardInterrupt:
-        pass
-    finally:
-        house.close()
+        if not server.is_loopback(host):
+            remark(
+                f"--host {host}: everybody who reaches this machine over the network can use the page"
+                + ("" if login else ", and may see --input-dir and change --output-dir; --auth USER:PASSWORD asks who")
+                + "; without HTTPS in front of it, others on the way can read along"
+            )
+        names = tuple(name or ())
+        with contextlib.closing(house), contextlib.suppress(KeyboardInterrupt):
+            server.serve(house, listening, names=names, auth=login, started=lambda address: _told(address, quiet))
 
 
 def _told(address: str, quiet: bool) -> None:

@@ -88,6 +88,7 @@ def build(house: House) -> None:
         deed.restoring(_for_page),
         [file, *settings.values()],
         parts,
+        api_name="restore_on_page",
         api_visibility="private",
         concurrency_id="networks",
         concurrency_limit=1,
