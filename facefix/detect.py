@@ -1,8 +1,10 @@
 """Photo -> Faces: one way around any detector.
 
 A detector is right about faces of some sizes only: shrunk to 640 px a picture loses its small faces, at full size a
-face of 600 px is missed or cut into several. `detect` therefore shows the photo at sizes a factor of two apart, large
-ones tile by tile, and merges what is found. The photo is never turned into floating point; only 8-bit copies are made.
+face of 600 px is missed or cut into several. `detect` therefore shows the photo at several sizes, large ones tile by
+tile, and merges what is found. None is larger than it takes to suspect the smallest faces: whether a suspicion is a
+face is decided by a closer look at that place alone, which costs little, and not by showing the whole photo larger.
+The photo is never turned into floating point; only 8-bit copies are made.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from facefix.types import Box, Face, Photo
 
 Rotations = Literal["auto", "always", "never"]
 
-TILE_PX, OVERLAP_PX = 1280, 256
+TILE_PX, OVERLAP_PX = 1280, 128
 CANDIDATE = 0.6
-"""A first find counts from this part of the threshold on; the second look decides."""
+"""A first find whose score is below this part of the threshold is a mere suspicion."""
 LOOK = 2.2
 """Side of the second look in face sizes."""
 FAINT = 0.05
 INSIDE = 0.6
+CLEAR = 0.3
+"""How far the score of one position must lead for a photo to be taken to stand so."""
 
 
 def detect(
@@ -70,14 +74,14 @@ def detect(
         raise UsageError(f"rotations: expected auto, always or never, got {rotations!r}; choose one of them")
     least = detector.threshold if threshold is None else threshold
     levels = _levels(photo, detector, min_face_px, reach)
-    found = _looked_at(_search(levels, detector, least, 0), levels, detector)
+    found = _looked_at(_search(levels, detector, least, 0), levels, detector, least)
     turns: tuple[int, ...] = () if rotations == "never" else (1, 2, 3)
     if rotations == "auto" and np.any(found.scores >= max(detector.sure, least)):
         turn = _turns_upright(found[found.scores >= least], levels, detector)
         turns, found = ((turn,), NOTHING) if turn else ((), found)
     if turns:
         turned = [_search(levels, detector, least, turn) for turn in turns]
-        found = join([found, *(_looked_at(part, levels, detector) for part in turned)])
+        found = join([found, *(_looked_at(part, levels, detector, least) for part in turned)])
     found = found[(found.scores >= least) & (found.sizes >= min_face_px)]
     found = found[distinct(found, found.scores, inside=INSIDE)]
     order = np.lexsort((found.boxes[:, 1], found.boxes[:, 0]))
@@ -104,33 +108,52 @@ def _in_bytes(raster: NDArray[Any]) -> Bytes:
 
 
 def _levels(photo: Photo, detector: Detector, min_face_px: float, reach: int) -> list[Level]:
-    """The photo at sizes a factor of two apart, largest first, until a face that fills it would not be too large."""
+    """The photo at sizes a factor of two apart, largest first, until a face that fills it would not be too large.
+
+    At the size of the second level the smallest faces are as large as it takes to suspect them; the first is for looks.
+    """
     height, width = photo.height, photo.width
-    scale = min(1.0, detector.smallest_px / max(min_face_px, max(height, width) / reach))
+    scale = min(1.0, detector.suspect_px / max(min_face_px, max(height, width) / reach))
+    scales = [min(1.0, 2 * scale), scale]
+    while max(height, width) * scales[-1] > detector.largest_px:
+        scales.append(scales[-1] / 2)
     levels: list[Level] = []
     raster: NDArray[Any] = photo.raster
-    while not levels or max(raster.shape[:2]) > detector.largest_px:
+    for scale in scales:
         size = max(round(width * scale), 1), max(round(height * scale), 1)
         if size != (raster.shape[1], raster.shape[0]):
             raster = cv2.resize(raster, size, interpolation=cv2.INTER_AREA)
         levels.append(Level(raster, np.array([size[0] / width, size[1] / height])))
-        scale /= 2
     return levels
 
 
 def _search(levels: list[Level], detector: Detector, least: float, turns: int) -> Found:
-    """What may be faces: the finds of all levels in the photo's pixels, of each face those of its best level."""
+    """What may be faces: the finds of every other level in the photo's pixels, of each face those of its best level."""
     parts, qualities = [], []
-    for level in levels:
+    for level in {id(level): level for level in (*levels[1::2], levels[-1])}.values():
         height, width = level.raster.shape[:2]
-        for box in tiles.grid(height, width, TILE_PX, OVERLAP_PX):
+        for box in _tiles(height, width):
             shown = np.ascontiguousarray(np.rot90(level.shown(box.slices), turns))
-            found = _turned_back(detector.at(shown, least * CANDIDATE), turns, *shown.shape[:2])
+            found = _turned_back(detector.at(shown, least * detector.suspicion), turns, *shown.shape[:2])
             found = found[_whole(found.boxes, box, height, width)]
             qualities.append(found.scores - 0.1 * np.abs(np.log2(found.sizes / detector.best_px)))
             parts.append(found.moved(np.array([box.x0, box.y0]), 1 / level.scale))
     found = join(parts)
     return found[distinct(found, np.concatenate(qualities))]
+
+
+def _tiles(height: int, width: int) -> list[Box]:
+    """The boxes in which a picture of that size is shown: no more than it takes, and none larger than needed."""
+    down, across = (_windows(side) for side in (height, width))
+    return [Box(x0, y0, x1, y1) for y0, y1 in down for x0, x1 in across]
+
+
+def _windows(side: int) -> list[tiles.Span]:
+    if side <= TILE_PX:
+        return [(0, side)]
+    count = -(-(side - OVERLAP_PX) // (TILE_PX - OVERLAP_PX))
+    enough = -(-(side - OVERLAP_PX) // count) + OVERLAP_PX
+    return tiles.windows(side, -(-enough // 32) * 32, OVERLAP_PX)
 
 
 def _whole(boxes: Floats, box: Box, height: int, width: int) -> NDArray[np.bool_]:
@@ -155,34 +178,88 @@ def _turned_back(found: Found, turns: int, height: int, width: int) -> Found:
 # --- the second look -----------------------------------------------------------------------------------------------
 
 
-def _looked_at(found: Found, levels: list[Level], detector: Detector) -> Found:
-    """Of the finds those that are found again in a closer look, with its boxes, points and scores."""
-    return join([_look(found[i : i + 1], levels, detector) for i in range(len(found))])
+def _looked_at(found: Found, levels: list[Level], detector: Detector, least: float) -> Found:
+    """Of the finds those that a closer look finds again, upright, as it is and mirrored; the mean of both looks.
+
+    A mere suspicion is put right by a small look first. One whose score could not count, whatever the mirror shows, is
+    not looked at there.
+    """
+    seen = []
+    for i in range(len(found)):
+        find = found[i : i + 1]
+        if find.scores[0] < least * CANDIDATE:
+            small = _view(find, levels, detector.best_px / 2)
+            find = small.in_photo(small.look(detector))
+        if not len(find):
+            continue
+        view = _view(find, levels, detector.best_px)
+        looks = [view.look(detector)]
+        if looks[0].scores.sum() >= 2 * least - 1:
+            looks.append(view.look(detector, mirrored=True))
+        seen.append(view.in_photo(join(looks)))
+    return join(seen)
 
 
 def _turns_upright(found: Found, levels: list[Level], detector: Detector, most: int = 4) -> int:
     """How often np.rot90 must turn the photo for its faces to stand upright, 0..3, as the best few of them say.
 
     A detector finds most faces in any of four positions, with points as if they stood upright; seen in their true
-    position they get the highest score.
+    position they get the highest score. Shown small, they differ most.
     """
     votes = np.zeros(4)
     best = found[np.argsort(-found.scores, kind="stable")[:most]]
     for i, up in enumerate(_up(best.points)):
         own = round(np.arctan2(-up[0], -up[1]) / (np.pi / 2))
         for quarter in range(4):
-            votes[-(own + quarter) % 4] += _look(best[i : i + 1], levels, detector, quarter).scores.sum()
+            view = _view(best[i : i + 1], levels, detector.best_px / 2, quarter)
+            votes[-(own + quarter) % 4] += view.look(detector).scores.sum()
+        second, first = np.sort(votes)[-2:]
+        if first - second > CLEAR:
+            break
     return int(np.argmax(votes))
 
 
-def _look(find: Found, levels: list[Level], detector: Detector, quarter: int = 0) -> Found:
-    """One find looked at upright and at the detector's best size, as it is and mirrored; nothing if not there.
+@dataclass(frozen=True, slots=True)
+class View:
+    """A square cut out around a find, upright and at some size: the picture, where it lies, and where the find is.
+
+    `turn` and `shift` lead from the photo into it; `lying` says whether width and height of a box change places.
+    """
+
+    crop: Bytes
+    turn: Floats
+    shift: Floats
+    half: Floats
+    lying: bool
+
+    def look(self, detector: Detector, *, mirrored: bool = False) -> Found:
+        """The best find that lies where the find is, in the view's pixels; nothing where none does."""
+        side = self.crop.shape[0]
+        shown = np.ascontiguousarray(self.crop[:, ::-1]) if mirrored else self.crop
+        found = detector.at(shown, FAINT)
+        wanted = (side - 1) / 2 + np.concatenate([-self.half, self.half])
+        return _nearest(_mirrored(found, side) if mirrored else found, wanted)
+
+    def in_photo(self, looks: Found) -> Found:
+        """The mean of the looks in the photo; one that found nothing counts as a score of 0."""
+        if not len(looks):
+            return NOTHING
+        box, points = looks.boxes.mean(axis=0).reshape(2, 2), looks.points.mean(axis=0)
+        back = np.linalg.inv(self.turn)
+        points, middle = (points - self.shift) @ back.T, (box.mean(axis=0) - self.shift) @ back.T
+        half = (box[1] - box[0])[:: -1 if self.lying else 1] / np.hypot(*self.turn[0]) / 2
+        box = np.concatenate([middle - half, middle + half])
+        return Found(box[None], points[None], np.array([looks.scores.sum() / 2]))
+
+
+def _view(find: Found, levels: list[Level], face_px: float, quarter: int = 0) -> View:
+    """The view of one find in which its face is `face_px` large.
 
     Its points say where up is; `quarter` turns that by 90 degrees, counterclockwise.
     """
     size, middle = float(find.sizes[0]), find.boxes[0].reshape(2, 2).mean(axis=0)
-    zoom = detector.best_px / size
-    side = round(detector.best_px * LOOK / 32) * 32
+    zoom = face_px / size
+    side = round(face_px * LOOK / 32) * 32
     level = next((level for level in reversed(levels) if level.scale.max() >= zoom), levels[0])
     up = _up(find.points)[0]
     for _ in range(quarter):
@@ -194,22 +271,9 @@ def _look(find: Found, levels: list[Level], detector: Detector, quarter: int = 0
     crop = cv2.warpAffine(
         level.raster, crop_from_level, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    crop = _in_bytes(crop)
-    half = (find.boxes[0, 2:] - find.boxes[0, :2])[:: 1 if abs(cos) >= abs(sin) else -1] * zoom / 2
-    wanted = np.concatenate([(side - 1) / 2 - half, (side - 1) / 2 + half])
-    looks = [
-        _nearest(detector.at(crop, FAINT), wanted),
-        _nearest(_mirrored(detector.at(np.ascontiguousarray(crop[:, ::-1]), FAINT), side), wanted),
-    ]
-    seen = join(looks)
-    if not len(seen):
-        return NOTHING
-    box, points = seen.boxes.mean(axis=0).reshape(2, 2), seen.points.mean(axis=0)
-    back = np.linalg.inv(turn)
-    points, middle = (points - shift) @ back.T, (box.mean(axis=0) - shift) @ back.T
-    half = (box[1] - box[0])[:: 1 if abs(cos) >= abs(sin) else -1] / zoom / 2
-    box = np.concatenate([middle - half, middle + half])
-    return Found(box[None], points[None], np.array([seen.scores.sum() / 2]))
+    lying = bool(abs(cos) < abs(sin))
+    half = (find.boxes[0, 2:] - find.boxes[0, :2])[:: -1 if lying else 1] * zoom / 2
+    return View(_in_bytes(crop), turn, shift, half, lying)
 
 
 def _mirrored(found: Found, width: int) -> Found:

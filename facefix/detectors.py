@@ -74,14 +74,17 @@ class Detector(ABC):
     Attributes:
         name: one of `NAMES`.
         threshold: the score from which on a find counts as a face.
-        smallest_px, best_px, largest_px: face sizes (geometric mean of the box's sides) in pixels of the shown
-            picture: found reliably from, most exact at, and to be trusted up to.
+        suspicion: a first find counts from this part of the threshold on; a closer look decides. The lower, the
+            smaller the picture can be in which faces are found, and the more of what is none is looked at.
+        suspect_px, best_px, largest_px: face sizes (geometric mean of the box's sides) in pixels of the shown
+            picture: found from, with such a score; most exact at; and to be trusted up to.
         sure: the score from which on a photo is taken to be the right way up.
     """
 
     name: str
     threshold: float
-    smallest_px: float
+    suspicion: float
+    suspect_px: float
     best_px: float
     largest_px: float
     sure: float
@@ -177,7 +180,8 @@ class CenterFace(Detector):
 
     name = "centerface"
     threshold = 0.55
-    smallest_px, best_px, largest_px = 16.0, 90.0, 320.0
+    suspicion = 0.2
+    suspect_px, best_px, largest_px = 10.0, 90.0, 320.0
     sure = 0.7
 
     def __init__(self, path: Path) -> None:
@@ -244,7 +248,8 @@ class YuNet(Detector):
 
     name = "yunet"
     threshold = 0.7
-    smallest_px, best_px, largest_px = 16.0, 90.0, 320.0
+    suspicion = 0.6
+    suspect_px, best_px, largest_px = 16.0, 90.0, 320.0
     sure = 0.8
 
     def __init__(self, path: Path) -> None:
@@ -274,7 +279,8 @@ class RetinaFace(Detector):
     """
 
     threshold = 0.8
-    smallest_px, best_px, largest_px = 16.0, 90.0, 320.0
+    suspicion = 0.6
+    suspect_px, best_px, largest_px = 16.0, 90.0, 320.0
     sure = 0.95
 
     def __init__(self, name: str, path: Path, device: str) -> None:

@@ -203,6 +203,67 @@ def test_a_face_on_the_edge_of_tiles_is_found_once_and_whole(
     assert len(detect.detect(photo_of(page), centerface)) == 3
 
 
+class Counting(detectors.CenterFace):
+    """CenterFace, and how many pixels it was shown."""
+
+    shown = 0
+
+    def at(self, raster: detectors.Bytes, threshold: float | None = None) -> detectors.Found:
+        self.shown += raster.shape[0] * raster.shape[1]
+        return super().at(raster, threshold)
+
+
+def test_small_faces_are_found_as_if_the_photo_were_shown_in_full(portrait: np.ndarray) -> None:
+    page = cv2.resize(np.random.default_rng(5).integers(60, 200, (6, 8, 3), np.uint8), (1100, 800))
+    sides = (45, 55, 70, 100, 220, 400)  # the face is about 0.4 of it wide
+    x = 20
+    for side in sides:
+        page[100 : 100 + side, x : x + side] = cv2.resize(
+            portrait[20:220, 120:320], (side, side), interpolation=cv2.INTER_AREA
+        )
+        x += side + 30
+    fast, full = (Counting(detectors._centerface_file()) for _ in range(2))
+    full.suspicion, full.suspect_px = 0.6, 16.0
+    fast.shown = full.shown = 0
+    found, expected = (detect.detect(photo_of(page), detector) for detector in (fast, full))
+    assert len(found) == len(expected) == len(sides)
+    for face, same in zip(found, expected, strict=True):
+        eye_px = np.linalg.norm(same.points[0] - same.points[1])
+        assert np.linalg.norm(face.points - same.points, axis=1).max() < 0.15 * eye_px
+    assert fast.shown < 0.7 * full.shown
+
+
+def test_looks_that_cannot_matter_are_left_out_and_nothing_else(
+    centerface: detectors.Detector, portrait: np.ndarray
+) -> None:
+    photo = photo_of(portrait)
+    levels = detect._levels(photo, centerface, 16.0, 200)
+    first = detect._search(levels, centerface, 0.1, 0)
+    for least in (0.55, 0.8, 0.97):
+        sure = first[first.scores >= least * detect.CANDIDATE]
+        always = detect._looked_at(sure, levels, centerface, 0.0)
+        always = always[always.scores >= least]
+        seen = detect._looked_at(sure, levels, centerface, least)
+        seen = seen[seen.scores >= least]
+        np.testing.assert_array_equal(seen.scores, always.scores)
+        np.testing.assert_array_equal(seen.points, always.points)
+
+
+@pytest.mark.parametrize("height", [1, 127, 600, 1280, 1281, 2433, 5000])
+@pytest.mark.parametrize("width", [800, 2000])
+def test_tiles_cover_the_picture_and_are_no_larger_than_needed(height: int, width: int) -> None:
+    boxes = detect._tiles(height, width)
+    covered = np.zeros((height, width), bool)
+    for box in boxes:
+        covered[box.slices] = True
+        assert box.x1 - box.x0 <= detect.TILE_PX
+        assert box.y1 - box.y0 <= detect.TILE_PX
+    assert covered.all()
+    down, across = len({box.y0 for box in boxes}), len({box.x0 for box in boxes})
+    area = (height + (down - 1) * (detect.OVERLAP_PX + 32)) * (width + (across - 1) * (detect.OVERLAP_PX + 32))
+    assert sum((box.y1 - box.y0) * (box.x1 - box.x0) for box in boxes) <= area + 32 * (height + width) * len(boxes)
+
+
 def test_turning_back_is_the_inverse_of_rot90() -> None:
     height, width, random = 7, 11, np.random.default_rng(3)
     picture = np.zeros((height, width))
