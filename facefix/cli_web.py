@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -92,9 +91,6 @@ def web(
 
     login = _login(auth)
     with contextlib.closing(server.bound(host, port)) as listening:
-        # it ends as well by being told to as by Ctrl-C: what visitors left is removed either way
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from facefix.web.house import House
 
         house = House(
@@ -112,6 +108,8 @@ def web(
                 + "; without HTTPS in front of it, others on the way can read along"
             )
         names = tuple(name or ())
+        # it ends as well by being told to as by Ctrl-C: what visitors left is removed either way
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.closing(house), contextlib.suppress(KeyboardInterrupt):
             server.serve(house, listening, names=names, auth=login, started=lambda address: _told(address, quiet))
 

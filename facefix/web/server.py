@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -96,19 +97,45 @@ def serve(
             await super().startup(sockets)
             started(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
 
-    app = Guard(_app(house, auth), known_hosts(host, port, names))
+    app = Guard(page_app(house, auth), Hosts.of(host, port, names))
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
     Server(config).run([listening])
 
 
-def known_hosts(host: str, port: int, names: tuple[str, ...] = ()) -> frozenset[str] | None:
-    """What the Host header may say, or None where the server is bound to every address and has no names of its own."""
-    everywhere = not is_loopback(host) and host in ("0.0.0.0", "::")
-    if everywhere and not names:
-        return None
-    known = {*names, *_LOOPBACK_NAMES, *([] if everywhere else [host])}
-    written = {f"[{name}]" if ":" in name else name for name in known}
-    return frozenset({f"{name}:{port}" for name in written} | {name for name in written if port == 80} | set(names))
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """What the Host header of a request may say.
+
+    Args:
+        written: as it is written there, in lower case.
+        numbers: whether any address in numbers will do, too: no foreign name can be one.
+    """
+
+    written: frozenset[str]
+    numbers: bool = False
+
+    @classmethod
+    def of(cls, host: str, port: int, names: tuple[str, ...] = ()) -> Hosts:
+        """Those of a server that is bound there, and is reached by these names besides."""
+        everywhere = host in ("0.0.0.0", "::")
+        own = {*_LOOPBACK_NAMES, *names, *([socket.gethostname()] if everywhere else [host])}
+        bare = {f"[{name}]" if name.count(":") > 1 else name for name in map(str.lower, own)}
+        plain = {name.lower() for name in names} | (bare if port == 80 else set())
+        return cls(frozenset({f"{name}:{port}" for name in bare} | plain), everywhere)
+
+    def know(self, header: str) -> bool:
+        """Whether the header names this server."""
+        if header.lower() in self.written:
+            return True
+        return self.numbers and _is_number(urlsplit(f"//{header}").hostname or "")
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class Guard:
@@ -116,10 +143,10 @@ class Guard:
 
     Args:
         app: what answers.
-        hosts: what the Host header may say; None lets every address through, but names only as `Origin` agrees.
+        hosts: what the Host header may say.
     """
 
-    def __init__(self, app: Any, hosts: frozenset[str] | None) -> None:
+    def __init__(self, app: Any, hosts: Hosts) -> None:
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -145,7 +172,7 @@ class Guard:
         """Why the request is refused, in one line; None where it is not."""
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         host = headers.get("host", "")
-        if self.hosts is not None and host.lower() not in self.hosts:
+        if not self.hosts.know(host):
             return f"expected this server's own address, got {host!r}; open the address that facefix web printed"
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
@@ -166,7 +193,7 @@ async def _refuse(send: Any, problem: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _app(house: House, auth: tuple[str, str] | None) -> Any:
+def page_app(house: House, auth: tuple[str, str] | None) -> Any:
     """The page as an ASGI app."""
     import fastapi
     import gradio as gr
