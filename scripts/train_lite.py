@@ -1,10 +1,11 @@
 """Trains facefix-lite on pictures that `lite_data` makes and `degrade` damages, on a CPU or a CUDA device.
 
-    python scripts/train_lite.py --work build/lite --seconds 5400
+    python scripts/train_lite.py --work build/lite
 
-makes a pool of clean pictures (once), trains until the time is over, and writes `lite.safetensors` (float16, averaged
-weights), `sheet.png` (validation: damaged, restored, clean) and `state.pt` (everything, to go on from) into the work
-folder. Called again with the same folder it goes on; `--fresh-schedule` starts a new learning-rate curve from there.
+makes a pool of clean pictures (once), trains for a number of steps or until a time is over, and writes into the work
+folder `lite.safetensors` (float16; of all averages of the weights the one that was best on free photos that are not
+trained on), `sheet.png` (those photos damaged, restored, clean) and `state.pt` (everything, to go on from). Called
+again with the same folder it goes on; `--fresh-schedule` starts a new learning-rate curve from there.
 
 How the network begins, and why pieces of 128 px are enough, stands in `lite_network`.
 """
@@ -28,7 +29,7 @@ from degrade import LEVELS, Level, Tone, degrade, psnr, ssim, toned
 from lite_data import VALIDATION_PHOTOS, clean_pool, free_photos, photo_cut
 from lite_network import SIZE, Muon, folded_forward, identity_network
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from facefix.gpen import GPEN
@@ -37,7 +38,9 @@ from facefix.types import Pixels
 SHARD = 100
 PHOTO_SHARE = 0.5
 FLOOR = 3e-4
-LIKENESS = 0.5
+LIKENESS = 1.0
+TOP = 1.1
+"""Above the highest likeness: the nearer to it, the more the lightly damaged pictures count."""
 UNDAMAGED = 0.1
 TONES: dict[Tone, float] = {"colour": 0.55, "mono": 0.2, "sepia": 0.1, "faded": 0.15}
 
@@ -50,6 +53,8 @@ VALIDATION_BOXES = (
     (1, 0, 100, 300),
     (1, 20, 60, 200),
     (1, 44, 150, 256),
+    (2, 0, 0, 512),
+    (2, 40, 120, 256),
 )
 """Photo, top, left and side of what the training is watched with."""
 
@@ -59,7 +64,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 def random_level(rng: np.random.Generator) -> Level:
     """Damage somewhere between light and heavy, each kind of it now and then (nearly) absent."""
     names = ["light", "medium", "heavy"]
-    a = LEVELS[str(rng.choice(names, p=[0.35, 0.38, 0.27]))]
+    a = LEVELS[str(rng.choice(names, p=[0.33, 0.3, 0.37]))]
     blur = a.blur_px if rng.random() < 0.85 else (0.1, 0.3)
     shrink = a.shrink if rng.random() < 0.75 else (1.0, 1.0)
     noise = a.noise if rng.random() < 0.85 else (0.0, 1.5)
@@ -170,7 +175,7 @@ def likeness_of(restored: Tensor, target: Tensor) -> Tensor:
 
 
 def validation_pairs() -> list[tuple[str, Pixels, Pixels]]:
-    """(level, damaged, clean): eight pieces of free photos that training never sees, at every level.
+    """(level, damaged, clean): ten pieces of free photos that training never sees, at every level.
 
     Of made pictures where there are no photos.
     """
@@ -182,7 +187,7 @@ def validation_pairs() -> list[tuple[str, Pixels, Pixels]]:
         clean = [np.asarray(np.clip(p, 0, 1), np.float32) for p in sized]
     else:
         clean = list(clean_pool(7, len(VALIDATION_BOXES), SIZE).astype(np.float32) / np.float32(255))
-    tones: list[Tone] = ["colour", "colour", "colour", "mono", "faded", "colour", "sepia", "colour"]
+    tones: list[Tone] = ["colour", "colour", "colour", "mono", "faded", "colour", "sepia", "colour", "colour", "mono"]
     return [
         (name, *degrade(picture, level, np.random.default_rng([99, row, i]), tones[i]))
         for row, (name, level) in enumerate(LEVELS.items())
@@ -191,23 +196,26 @@ def validation_pairs() -> list[tuple[str, Pixels, Pixels]]:
 
 
 @torch.no_grad()
-def validate(model: GPEN, pairs: Sequence[tuple[str, Pixels, Pixels]], sheet: Path | None = None) -> str:
-    """A line with the mean gain in PSNR and SSIM per level; writes a sheet of damaged, restored and clean."""
+def validate(model: GPEN, pairs: Sequence[tuple[str, Pixels, Pixels]], sheet: Path) -> tuple[float, str]:
+    """How good the model is (the negative of the loss, but for its edges), and a line with the mean gain per level.
+
+    Writes a sheet of damaged, restored and clean.
+    """
     model.eval()
     device = next(model.parameters()).device
     restored = [as_pixels(model(as_tensor([source]).to(device)))[0] for _, source, _ in pairs]
     model.train()
-    words = []
+    words, scores = [], []
+    for r, (_, _, t) in zip(restored, pairs, strict=True):
+        scores.append(psnr(r, t) * math.log(10) / 10 - LIKENESS * math.log(TOP - ssim(r, t)))
     for level in LEVELS:
         rows = [(r, s, t) for r, (name, s, t) in zip(restored, pairs, strict=True) if name == level]
         gain = np.mean([psnr(r, t) - psnr(s, t) for r, s, t in rows])
         likeness = np.mean([ssim(r, t) - ssim(s, t) for r, s, t in rows])
         words.append(f"{level} {gain:+.2f} dB {likeness:+.4f}")
-    if sheet is not None:
-        rows_of = [np.hstack([s, r, t]) for r, (_, s, t) in zip(restored, pairs, strict=True)]
-        picture = np.rint(np.vstack(rows_of)[..., ::-1] * 255).astype(np.uint8)
-        cv2.imwrite(str(sheet), picture)
-    return " | ".join(words)
+    rows_of = [np.hstack([s, r, t]) for r, (_, s, t) in zip(restored, pairs, strict=True)]
+    cv2.imwrite(str(sheet), np.rint(np.vstack(rows_of)[..., ::-1] * 255).astype(np.uint8))
+    return float(np.mean(scores)), " | ".join([*words, f"score {np.mean(scores):.4f}"])
 
 
 def load_pool(folder: Path, pictures: int, seed: int, workers: int) -> NDArray[np.uint8]:
@@ -255,37 +263,57 @@ class Trainer:
             torch.optim.Adam(rest, lr=options.rate, betas=(0.9, 0.99)),
         ]
         self.rates = [[options.rate * 2], [options.rate * factors[n] for n, _ in named if n not in filters]]
-        self.step, self.spent, self.offset = 0, 0.0, 0.0
+        self.step, self.spent, self.best = 0, 0.0, -math.inf
+        self.first_step, self.first_spent = 0, 0.0
         self.state_file = options.work / "state.pt"
+        if options.begin is not None and not self.state_file.exists():
+            for network in (self.model, self.average):
+                network.load_state_dict({name: value.float() for name, value in load_file(options.begin).items()})
         if self.state_file.exists():
             state = torch.load(self.state_file, map_location=device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
-            self.step, self.spent, self.offset = state["step"], state["spent"], state["offset"]
+            self.step, self.spent, self.best = state["step"], state["spent"], state["best"]
+            self.first_step, self.first_spent = state["first_step"], state["first_spent"]
             if options.fresh_schedule:
-                self.offset = self.spent
+                self.first_step, self.first_spent = self.step, self.spent
+
+    @property
+    def done(self) -> float:
+        """The share of this learning-rate curve that lies behind, by steps or by time, whichever is further."""
+        by_steps = (self.step - self.first_step) / self.options.steps
+        return max(by_steps, (self.spent - self.first_spent) / self.options.seconds)
 
     def save(self) -> None:
-        """Writes the state (whole or not at all) and the float16 file."""
+        """Writes the state, whole or not at all."""
         state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
-        facts = {"steps": str(self.step), "seconds": str(round(self.spent))}
         numbers = {
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
             "spent": self.spent,
-            "offset": self.offset,
+            "best": self.best,
+            "first_step": self.first_step,
+            "first_spent": self.first_spent,
         }
         part = self.state_file.with_suffix(".part")
         torch.save(state | numbers, part)
         part.replace(self.state_file)
-        export(self.average, self.options.work / "lite.safetensors", facts)
+
+    def report(self, pairs: Sequence[tuple[str, Pixels, Pixels]], words: str) -> None:
+        """Prints a progress line; keeps the average if none before was better on the validation photos."""
+        score, line = validate(self.average, pairs, self.options.work / "sheet.png")
+        print(f"{words}step {self.step} {self.spent:.0f} s | {line}", flush=True)
+        if score > self.best:
+            self.best = score
+            facts = {"steps": str(self.step), "seconds": str(round(self.spent))}
+            export(self.average, self.options.work / "lite.safetensors", facts)
+        self.save()
 
     def learn(self, batch: Batch) -> float:
         """One step; the loss."""
-        done = (self.spent - self.offset) / self.options.seconds
-        share = min(1, (self.step + 1) / 50) * (1 + math.cos(math.pi * min(1, done))) / 2
+        share = min(1, (self.step + 1) / 50) * (1 + math.cos(math.pi * min(1, self.done))) / 2
         for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * share
@@ -294,14 +322,14 @@ class Trainer:
         half = self.options.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             restored = folded_forward(self.model, source)
-        loss = loss_of(restored, target, gray) + LIKENESS * torch.log(1.01 - likeness_of(restored, target)).mean()
+        loss = loss_of(restored, target, gray) + LIKENESS * torch.log(TOP - likeness_of(restored, target)).mean()
         self.model.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
         self.step += 1
-        keep = min(0.998, (1 + self.step) / (10 + self.step))
+        keep = min(0.999, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
@@ -313,27 +341,25 @@ class Trainer:
         losses: list[float] = []
         reported, began = self.spent, time.monotonic()
         for batch in batches(pool, self.options.seed, self.step, self.options.batch, self.options.side):
-            if self.spent - self.offset >= self.options.seconds:
+            if self.done >= 1:
                 break
             losses.append(self.learn(batch))
             now = time.monotonic()
             self.spent, began = self.spent + now - began, now
             if self.spent - reported >= self.options.report:
                 reported = self.spent
-                line = validate(self.average, pairs, self.options.work / "sheet.png")
-                print(f"step {self.step} {self.spent:.0f} s loss {np.mean(losses):.3f} | {line}", flush=True)
+                self.report(pairs, f"loss {np.mean(losses):.3f} ")
                 losses.clear()
-                self.save()
-        self.save()
-        line = validate(self.average, pairs, self.options.work / "sheet.png")
-        print(f"done: step {self.step} {self.spent:.0f} s | {line}", flush=True)
+        self.report(pairs, "done: ")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Reads the options and trains."""
     parser = argparse.ArgumentParser(description="Train facefix-lite from pictures that this program makes.")
     parser.add_argument("--work", type=Path, required=True, help="folder for pool, state, weights and sheet")
-    parser.add_argument("--seconds", type=float, default=3600, help="training time of this learning-rate curve")
+    parser.add_argument("--begin", type=Path, help="weight file of an earlier training to go on from")
+    parser.add_argument("--steps", type=int, default=7500, help="steps of this learning-rate curve")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time after which the curve is over, too")
     parser.add_argument("--pictures", type=int, default=1800, help="clean pictures in the pool")
     parser.add_argument("--batch", type=int, default=4, help="pictures a step")
     parser.add_argument("--side", type=int, default=128, help="side of the training pictures, px: 64, 128, 192 or 256")
