@@ -100,6 +100,7 @@ def restore(
             metavar="INPUT...",
             help="Photos, folders of photos, or globs in quotes such as 'scans/**/*.tif'.",
             show_default=False,
+            readable=False,  # not before its turn: of many one may be closed
         ),
     ] = None,
     out: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -321,7 +322,7 @@ class Screen:
         """Names a failure."""
         if self.many.json_lines:
             print(json.dumps(failure(source, reason)), flush=True)
-        self._say(complain, reason, f"'{reason.removeprefix(f'{shown(source)}: ')}'")
+        self._say(complain, reason, f"'{_without_names(source, reason)}'")
 
     def _say(self, aloud: Callable[[str], None], line: str, kind: str) -> None:
         """Says the line; of many of one kind the first ten."""
@@ -347,6 +348,7 @@ class Screen:
         parts += (
             [f"{count['failed before']} failed before (--retry-failed tries again)"] if count["failed before"] else []
         )
+        parts += [f"{count['closed']} folders could not be looked into"] if count["closed"] else []
         parts += [f"{others} other files left alone"] if others else []
         parts += [f"{links} linked folders not followed (--follow-links does)"] if links else []
         rate = f"; {self.finished / seconds:.2f} photos/s" if self.finished else ""
@@ -368,6 +370,12 @@ class Screen:
         if self.many.strict and self.faces_failed:
             complain(f"{self.faces_failed} face(s) could not be restored; {FOLDER}/report.jsonl says which")
             raise typer.Exit(EXIT_FACE_FAILED)
+
+
+def _without_names(source: Path, reason: str) -> str:
+    """What is wrong, whatever the photo: its names, its own and that below OUT, are taken out."""
+    name = re.escape(shown(Path(source.name)))
+    return re.sub(rf"(^|\s)(/|\w:\\).*?{name}(\.\w+)?(: )?", r"\1", reason).strip()
 
 
 def _shown(path: Path) -> str:

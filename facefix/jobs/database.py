@@ -38,7 +38,7 @@ CREATE TABLE photos (
 );
 CREATE INDEX queue ON photos (run, number) WHERE state = 'queued';
 CREATE INDEX leases ON photos (lease) WHERE state = 'running';
-CREATE INDEX works ON photos (work) WHERE state = 'done';
+CREATE INDEX works ON photos (work) WHERE work IS NOT NULL;
 CREATE TABLE reports (
     number INTEGER PRIMARY KEY REFERENCES photos, report TEXT NOT NULL, amended INTEGER NOT NULL DEFAULT 0
 );
@@ -79,9 +79,12 @@ def connected(path: Path, write: bool) -> sqlite3.Connection:
     Raises:
         JournalError: the file is damaged, no journal, or of another version.
     """
-    try:
-        connection = sqlite3.connect(path, timeout=10, isolation_level=None, cached_statements=64)
+    with contextlib.ExitStack() as undone:
         try:
+            still = not write and _still(path)
+            name = f"{path.absolute().as_uri()}?immutable=1" if still else path
+            connection = sqlite3.connect(name, timeout=10, isolation_level=None, cached_statements=64, uri=still)
+            undone.callback(connection.close)
             application, version = (
                 connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
             )
@@ -99,12 +102,15 @@ def connected(path: Path, write: bool) -> sqlite3.Connection:
             connection.execute("PRAGMA wal_autocheckpoint = 4000")
             if not write:
                 connection.execute("PRAGMA query_only = ON")
-        except BaseException:
-            connection.close()
-            raise
-    except sqlite3.Error as error:
-        raise JournalError(path, trouble(error)) from error
+        except sqlite3.Error as error:
+            raise JournalError(path, trouble(error)) from error
+        undone.pop_all()
     return connection
+
+
+def _still(path: Path) -> bool:
+    """Whether the journal lies in a folder that cannot be written, where SQLite could not open it as usual."""
+    return not os.access(path.parent, os.W_OK) and not any(beside.exists() for beside in files(path.parent)[1:3])
 
 
 def trouble(error: sqlite3.Error) -> str:

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facefix.errors import FacefixError, JournalError, PhotoError, shown
+from facefix.jobs.database import FOLDER
 from facefix.jobs.engines import Broken, Engine, Lost, Recalled, Told
-from facefix.jobs.files import emptied, looked_at
+from facefix.jobs.files import emptied, forget, looked_at
 from facefix.jobs.journal import Journal
 from facefix.jobs.looking import Looked, look
 from facefix.jobs.rows import Found, Row, row_id
@@ -37,7 +38,7 @@ Hears = Callable[[Event, Path, "dict[str, Any] | str"], None]
 """Called with what happened, the source, and the report or the reason: `met` when a photo is there to be done, `before`
 when it was done by an earlier run, `closed` for a folder that cannot be looked into, `note` for the user."""
 
-_AHEAD, _HEARD, _IN_A_ROW = 4, 64, 3
+_AHEAD, _HEARD, _IN_A_ROW, _WAITING = 4, 64, 3, 1000
 _LEASE_S, _ROUND_S = 3600.0, 0.5
 
 
@@ -112,6 +113,10 @@ class Drive:
             except KeyboardInterrupt:
                 self.engine.close(now=True)
                 raise
+            with contextlib.suppress(OSError):
+                emptied(stage)  # what workers that died in this run left
+        if not self.stop.is_set():
+            forget(self.run.out / FOLDER / "faces", self.journal.works)
 
     # ---- before -------------------------------------------------------------------------------------------------
 
@@ -214,6 +219,7 @@ class Drive:
     def _claim(self) -> None:
         """Claims as many photos as there will soon be room for, and has them looked at."""
         room = self.engine.capacity + _AHEAD - len(self._out) - len(self._ready) - self._looking
+        room = min(room, self.engine.capacity + _WAITING - len(self._rows))  # copies of what is in hand wait, too
         if room <= 0 or self._suspects:
             return
         for row in self.journal.claim(self.number, room, lease_s=_LEASE_S):

@@ -7,9 +7,11 @@ import errno
 import filecmp
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from facefix.errors import PhotoRefused, PhotoUnreadable, PhotoUnwritable
@@ -88,6 +90,32 @@ def emptied(folder: Path) -> None:
     else:
         folder.unlink(missing_ok=True)
     folder.mkdir()
+
+
+def forget(faces: Path, works: Callable[[str], Collection[str]]) -> None:
+    """Nothing; of what is stored to take faces back only that is left which belongs to such work.
+
+    Args:
+        faces: OUT/.facefix/faces, with a folder for the first two digits of a work, and in it one for each work.
+        works: gives the works that begin with some digits.
+    """
+    for group in _folders(faces, 2):
+        wanted = works(group.name)
+        for each in _folders(group, 64):
+            if each.name not in wanted:
+                shutil.rmtree(each, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are in it
+            group.rmdir()
+
+
+def _folders(folder: Path, digits: int) -> list[Path]:
+    """The folders in a folder whose names are so many hex digits; none in a link."""
+    try:
+        found = [] if folder.is_symlink() else list(os.scandir(folder))
+    except OSError:
+        return []
+    named = re.compile(f"[0-9a-f]{{{digits}}}")
+    return [Path(entry) for entry in found if named.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
 
 
 def looked_at(source: Path, *, max_pixels: int) -> tuple[Mark, str, str]:

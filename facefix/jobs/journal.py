@@ -72,17 +72,17 @@ class Journal:
             raise JournalError(link, "got a link, which may lead out of the output folder; remove it")
         if not create and not path.is_file():
             raise JournalError(path, "there is no such journal; name the folder that `facefix restore … -o` wrote")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = database.locked(folder, path) if write else None
-        except OSError as error:
-            raise JournalError(folder, f"{error.strerror or error}; name a folder that can be written") from error
-        try:
-            return cls(out, database.connected(path, write), lock)
-        except BaseException:
+        with contextlib.ExitStack() as undone:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = database.locked(folder, path) if write else None
+            except OSError as error:
+                raise JournalError(folder, f"{error.strerror or error}; name a folder that can be written") from error
             if lock is not None:
-                lock.release()
-            raise
+                undone.callback(lock.release)
+            journal = cls(out, database.connected(path, write), lock)
+            undone.pop_all()
+        return journal
 
     def close(self) -> None:
         """Nothing; the file is closed and the lock given back."""
@@ -101,14 +101,16 @@ class Journal:
         """Everything inside is one transaction: all of it or nothing, and on the disk when this is left."""
         self._do("PRAGMA synchronous = FULL")
         self._do("BEGIN IMMEDIATE")
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.callback(self._roll_back)
             yield
-        except BaseException:
-            with contextlib.suppress(JournalError):  # where the disk is full, SQLite has rolled back by itself
-                self._do("ROLLBACK")
-            raise
-        self._do("COMMIT")
+            self._do("COMMIT")
+            undone.pop_all()
         self._do("PRAGMA synchronous = NORMAL")
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(JournalError):  # where the disk is full, SQLite has done so by itself
+            self._do("ROLLBACK")
 
     # ---- a run ----------------------------------------------------------------------------------------------------
 
@@ -279,6 +281,13 @@ class Journal:
         )
         return row_of(found[0]) if found else None
 
+    def works(self, beginning: str) -> set[str]:
+        """The works of photos, whatever their state, that begin with these hex digits."""
+        return {
+            work
+            for (work,) in self._do("SELECT work FROM photos WHERE work BETWEEN ? AND ?", beginning, f"{beginning}g")
+        }
+
     def counts(self) -> dict[State, int]:
         """How many photos there are in each state."""
         counted = dict(self._do("SELECT state, count(*) FROM photos GROUP BY state"))
@@ -341,9 +350,11 @@ class Journal:
         Raises:
             JournalError: it cannot be written.
         """
-        temporary = path.with_name(f".facefix-{secrets.token_hex(8)}.tmp")
+        ours = path.parent == self.out / database.FOLDER
+        folder = path.parent / "tmp" if ours else path.parent  # where the next run clears up after a killed one
+        temporary = folder / f".facefix-{secrets.token_hex(8)}.tmp"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with open(temporary, "x", encoding="utf-8") as file:
                 before = "" if lines else "["
                 for row, report in self.rows("done", "failed"):

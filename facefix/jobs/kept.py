@@ -35,6 +35,7 @@ from facefix import align, blend, imagefile
 from facefix.errors import PhotoUnreadable, PhotoUnwritable
 from facefix.imagefile.colour import gray_of
 from facefix.imagefile.png import encode_png
+from facefix.jobs.files import inside
 from facefix.types import Box, Mask, Patch, Photo, Raster, Result
 
 Kept = dict[str, Any]
@@ -66,13 +67,15 @@ def keep(store: Path, job_id: str, photo: Photo, result: Result) -> dict[int, Ke
     folder = Path("faces", job_id[:2], job_id)
     kept: dict[int, Kept] = {}
     for number, box in boxes.items():
-        pair = [_png(each, box) for each in (canvas, result.photo)]
-        names = [(folder / f"{number:03d}.{kind}.png").as_posix() for kind in ("before", "after")]
-        names[1] = names[pair[0] != pair[1]]
-        for name, content in dict(zip(names, pair, strict=True)).items():
-            put(store, name, content)
-        change = _change(canvas, result.photo, result.patches[number], box, scale)
-        kept[number] = {"box": list(box), "before": names[0], "after": names[1], "change": round(change, 3)}
+        before, after = ((folder / f"{number:03d}.{kind}.png").as_posix() for kind in ("before", "after"))
+        put(store, before, _png(canvas, box))
+        change = 0.0
+        if np.array_equal(canvas.raster[box.slices], result.photo.raster[box.slices]):
+            after = before
+        else:
+            put(store, after, _png(result.photo, box))
+            change = _change(canvas, result.photo, result.patches[number], box, scale)
+        kept[number] = {"box": list(box), "before": before, "after": after, "change": round(change, 3)}
     numbers = list(boxes)
     tangled = [numbers[i] for group in blend.groups(list(boxes.values())) if len(group) > 1 for i in group]
     if tangled:
@@ -87,6 +90,8 @@ def keep(store: Path, job_id: str, photo: Photo, result: Result) -> dict[int, Ke
         put(store, name, _shares(reaches, boxes))
         for number in tangled:
             kept[number]["shares"] = name
+    if kept:
+        imagefile.sync_folder(store / folder)
     return kept
 
 
@@ -148,10 +153,9 @@ def put(store: Path, name: str, content: bytes) -> None:
     Raises:
         PhotoUnwritable: it could not be written; what was there stays.
     """
-    temporary, path = store / "tmp" / f"{secrets.token_hex(8)}.tmp", store / name
+    path = inside(store.parent, Path(store.name, name).parent) / Path(name).name
+    temporary = inside(store.parent, Path(store.name, "tmp")) / f"{secrets.token_hex(8)}.tmp"
     try:
-        for folder in (temporary.parent, path.parent):
-            folder.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "xb") as file:
                 file.write(content)

@@ -217,8 +217,9 @@ def take(step: Callable[[FaceFix, Run, Way], None], fix: FaceFix, run: Run, way:
         step(fix, run, way)
         return
     except PhotoError as error:
-        gone = not os.access(run.out / STAGE, os.W_OK)
-        everybodys = gone or (isinstance(error, PhotoUnwritable) and _number(error) in _EVERYBODYS)
+        everybodys = not os.access(run.out / STAGE, os.W_OK)
+        if isinstance(error, PhotoUnwritable) and error.path is not None:
+            everybodys |= _number(error) in _EVERYBODYS or error.path.is_relative_to(run.out / FOLDER)
         reason = str(error) if error.path is not None else f"{text_of(job.source)}: {error}"
         told = {"reason": reason, "everybodys": everybodys, "taken": isinstance(error.__cause__, FileExistsError)}
     except FacefixError as error:
