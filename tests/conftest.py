@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -73,6 +74,34 @@ def tiny_gpen_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_file(state, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def face() -> np.ndarray:
+    """(200, 150, 3) uint8 with one face."""
+    return astronaut()[0:200, 145:295].copy()
+
+
+@pytest.fixture
+def scans(tmp_path: Path, face: np.ndarray) -> Path:
+    """Four different photos in a tree, two of them with a face."""
+    folder = tmp_path / "scans"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(face).save(folder / "face.jpg", quality=92)
+    Image.fromarray(face[:, ::-1].copy()).save(folder / "sub" / "turned.png")
+    for number in range(2):
+        Image.fromarray(np.full((40, 50, 3), 60 + 40 * number, np.uint8)).save(folder / "sub" / f"plain{number}.png")
+    for path in folder.rglob("*.*"):
+        os.utime(path, ns=(0, 800_000_000_123_456_789))
+    return folder
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Iterator[Path]:
+    """What the code in a test's hostile file would make, and must not have made."""
+    path = tmp_path / "ran"
+    yield path
+    assert not path.exists()
 
 
 @pytest.fixture

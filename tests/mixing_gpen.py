@@ -15,7 +15,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from facefix.gpen import GAIN, GPEN, SLOPE
+from facefix.gpen import GPEN
+from facefix.gpen_shape import GAIN, SLOPE
 
 COPY = np.eye(3)
 

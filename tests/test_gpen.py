@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from facefix.gpen import GPEN, Shape
+from facefix.gpen import GPEN
 from facefix.gpen_fast import FastGPEN
+from facefix.gpen_shape import Shape
 
 GOLDEN = Path(__file__).parent / "data" / "gpen"
 LAYOUTS = json.loads((GOLDEN / "checkpoint_layouts.json").read_text())
@@ -137,8 +138,8 @@ def test_fast_form_equals_plain_form_at_1024() -> None:
 
 @pytest.mark.parametrize("strip", [64 * 8, 64 * 16, 64 * 64])
 def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
-    monkeypatch.setattr("facefix.gpen_fast.STRIP_PIXELS", strip)
-    monkeypatch.setattr("facefix.gpen_fast.INNER_PIXELS", strip // 2)
+    monkeypatch.setattr("facefix.gpen_steps.STRIP_PIXELS", strip)
+    monkeypatch.setattr("facefix.gpen_steps.INNER_PIXELS", strip // 2)
     model = network(128, channels=[8, 8, 8, 8, 56, 12])
     picture = made_picture(128)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from facefix import cli_weights, weights
+from facefix import cli_weights, weightnames, weights
 from facefix.download import Patience
 from facefix.errors import DownloadFailed, UsageError, WeightsError, WeightsInvalid, WeightsMissing, WeightsNotAccepted
 from facefix.types import Weight
@@ -125,7 +125,7 @@ def test_record_is_whole(weight: Weight) -> None:
 
 
 def test_no_two_records_share_a_name() -> None:
-    names = [weights._key(name) for weight in CATALOGUE for name in {weight.name, *weight.aliases}]
+    names = [weightnames.key_of(name) for weight in CATALOGUE for name in {weight.name, *weight.aliases}]
     assert len(names) == len(set(names))
 
 
