@@ -285,27 +285,33 @@ class Archive:
             return None
         return row.source.parents[len(row.place.parts) - 1], Recipe.from_mapping(report["recipe"])
 
-    def carry_out(self, out: Path, told: Mapping[str, Mapping[int, bool]]) -> str:
-        """What became of the decisions, in words: rejected faces are taken back, accepted ones brought in again.
+    def carry_out(self, out: Path, told: Mapping[str, Mapping[int, bool]]) -> tuple[str, list[str]]:
+        """What became of the decisions: rejected faces are taken back, accepted ones brought in again.
+
+        Returns:
+            It in words, and the faces whose decisions are spent, each as ID#FACE: they were carried out, or are about
+            a photo that was restored anew since.
 
         Raises:
             JournalError: there is no journal, or another process holds it.
         """
         sums: Counter[str] = Counter()
-        troubles: list[str] = []
+        troubles, spent = list[str](), list[str]()
         reverse: dict[str, dict[int, bool]] = {}
         with Journal.open(out) as journal:
             for id, faces in told.items():
                 row = journal.row(id)
                 if row is None:
                     sums["strange"] += 1
+                    spent += [f"{id}#{face}" for face in faces]
                     continue
                 accept = {face for face, good in faces.items() if good}
                 try:
                     gone, back = undo.decide(journal, row, reject=set(faces) - accept, accept=accept)
                 except FacefixError as error:
-                    troubles.append(str(error).replace(f"{shown(out)}{os.sep}", ""))
+                    troubles.append(below(out, str(error)))
                     continue
+                spent += [f"{id}#{face}" for face in gone | back]
                 if gone or back:
                     reverse[id] = dict.fromkeys(gone, True) | dict.fromkeys(back, False)
                     sums.update(gone=len(gone), back=len(back), photos=1)
@@ -313,10 +319,10 @@ class Archive:
                 journal.export(out / FOLDER / "report.jsonl")
         if reverse:
             self._reverse[out] = reverse
-        return _summed(sums, troubles)
+        return _summed(sums, troubles), spent
 
     def take_back(self, out: Path) -> str:
-        """What became of the decisions that were carried out last, undone: in words as `carry_out`.
+        """What became of undoing the decisions that were carried out last, in words.
 
         Raises:
             UsageError: none were carried out since the server was started.
@@ -326,7 +332,7 @@ class Archive:
             raise UsageError(
                 "expected decisions that were carried out here, got none; `facefix undo` takes any face back"
             )
-        return self.carry_out(out, told)
+        return self.carry_out(out, told)[0]
 
     def can_take_back(self, out: Path) -> bool:
         """Whether decisions were carried out since the server was started."""

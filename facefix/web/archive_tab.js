@@ -17,9 +17,16 @@ async function open(url) {
   const answer = await fetch(url);
   if (answer.ok) frame.srcdoc = await answer.text();
 }
+function forget(spent) {
+  try {
+    const memory = JSON.parse(localStorage.getItem(key()) || "{}");
+    for (const each of spent) delete memory[each];
+    localStorage.setItem(key(), JSON.stringify(memory));
+  } catch { /* a browser that keeps nothing */ }
+}
 function show() {
   const value = props.value;
-  if (value?.carried && key()) try { localStorage.removeItem(key()); } catch {}
+  if (value?.spent?.length) forget(value.spent);
   if (!value?.parts) {
     root.replaceChildren(...emptyPage);
     return;

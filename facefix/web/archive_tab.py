@@ -294,8 +294,8 @@ class _Deed:
             told = review.read_decisions(path)
             if not told:
                 raise trouble("expected decisions, got none; accept or reject a face on the board first")
-            line = self.archive.carry_out(out, told)
-            value = self._written(out, visit, progress) | {"carried": file is None}
+            line, spent = self.archive.carry_out(out, told)
+            value = self._written(out, visit, progress) | {"spent": spent}
         return self._after(line, value, out)
 
     def take_back(self, results: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008

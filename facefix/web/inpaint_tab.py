@@ -85,7 +85,7 @@ def build(house: House) -> None:
                 buttons=["fullscreen"],
                 type="numpy",
                 format="png",
-                height=560,
+                height="min(560px, 115vw)",
                 visible=False,
                 elem_id="inpaint-editor",
             )
