@@ -167,7 +167,8 @@ def test_a_photo_without_faces_is_copied(shop: Store, tmp_path: Path) -> None:
 
 
 def test_a_gray_profile_gives_way_to_srgb_and_looks_the_same(gray: np.ndarray) -> None:
-    from facefix.imagefile.colour import profile_of_gamma, space
+    from facefix.imagefile.colour import space
+    from facefix.imagefile.profile import profile_of_gamma
 
     icc = profile_of_gamma(1 / 1.8, None, gray=True)
     colours, problem = space(icc, bits=8, gray=True)

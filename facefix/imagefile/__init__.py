@@ -41,7 +41,7 @@ from facefix.errors import PhotoError, PhotoRefused, PhotoUnreadable, PhotoUnwri
 from facefix.imagefile import colour, exif
 from facefix.imagefile.decode import decode, from_pillow, settle_metadata
 from facefix.imagefile.encode import FORMAT_OF, eight_bits, encode, format_for
-from facefix.imagefile.found import Data, Found, UndecodableError
+from facefix.imagefile.found import Data, Found, UndecodableError, one_line
 from facefix.types import Box, Meta, Photo, PlainSRGB, Raster
 
 __all__ = [
@@ -105,21 +105,23 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Photo
         with open(path, "rb") as file, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             found = _decoded(file, check)
-        found.warnings += dict.fromkeys(_line(each.message) for each in told if each.category is UserWarning)
+        found.warnings += dict.fromkeys(one_line(each.message) for each in told if each.category is UserWarning)
         return _assembled(found, path)
     except PhotoError:
         raise
     except Image.DecompressionBombError as error:
-        raise PhotoRefused(path, f"{_line(error)}; scale it down") from error
+        raise PhotoRefused(path, f"{one_line(error)}; scale it down") from error
     except UndecodableError as error:
         raise PhotoUnreadable(path, str(error)) from error
     except OSError as error:
-        problem = error.strerror or f"the picture is damaged or cut short ({_line(error)})"
+        problem = error.strerror or f"the picture is damaged or cut short ({one_line(error)})"
         raise PhotoUnreadable(path, f"{problem}; check the file") from error
     except MemoryError as error:
         raise PhotoUnreadable(path, "there is not enough memory for it; scale it down") from error
     except (*_DAMAGE, struct.error, zlib.error) as error:
-        raise PhotoUnreadable(path, f"the picture is damaged or cut short ({_line(error)}); check the file") from error
+        raise PhotoUnreadable(
+            path, f"the picture is damaged or cut short ({one_line(error)}); check the file"
+        ) from error
 
 
 def _decoded(file: BinaryIO, check: Callable[[int, int], None]) -> Found:
@@ -143,7 +145,7 @@ def from_pil(image: Image.Image) -> Photo:
     except UndecodableError as error:
         raise PhotoUnreadable(None, str(error)) from error
     except _DAMAGE as error:
-        raise PhotoUnreadable(None, f"the picture is damaged or cut short ({_line(error)})") from error
+        raise PhotoUnreadable(None, f"the picture is damaged or cut short ({one_line(error)})") from error
 
 
 def from_array(array: NDArray[Any]) -> Photo:
@@ -299,7 +301,7 @@ def copy_source(source: str | os.PathLike[str], target: str | os.PathLike[str], 
         with open(source, "rb") as original:
             _atomically(target, lambda file: shutil.copyfileobj(original, file, 1 << 20), overwrite)
     except OSError as error:
-        raise PhotoUnreadable(source, f"{error.strerror or _line(error)}; check the file") from error
+        raise PhotoUnreadable(source, f"{error.strerror or one_line(error)}; check the file") from error
 
 
 def _atomically(path: Path, fill: Callable[[BinaryIO], _Told], overwrite: bool) -> _Told:
@@ -318,7 +320,7 @@ def _atomically(path: Path, fill: Callable[[BinaryIO], _Told], overwrite: bool) 
     except FileExistsError as error:
         raise PhotoUnwritable(path, _EXISTS) from error
     except (OSError, ValueError, RuntimeError, MemoryError, struct.error) as error:
-        problem = (isinstance(error, OSError) and error.strerror) or _line(error)
+        problem = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise PhotoUnwritable(path, f"it could not be written ({problem}); check the folder and the disk") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -399,7 +401,3 @@ def _split(samples: Raster) -> tuple[Raster, Raster | None]:
         first = cv2.extractChannel(samples, 0)
     raster: Any = cv2.cvtColor(first, cv2.COLOR_RGBA2RGB if channels == 4 else cv2.COLOR_GRAY2RGB)
     return raster, alpha
-
-
-def _line(error: BaseException | str) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -18,6 +18,8 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from facefix.imagefile.found import one_line
+from facefix.imagefile.profile import kind_of, srgb_matrix, through, xyz_of
 from facefix.types import ColourSpace, Pixels, PlainSRGB, Raster
 
 _Floats = NDArray[np.float64]
@@ -28,7 +30,6 @@ _SAME_AS_SRGB = 2.5e-3  # the oldest sRGB profile (HP, 1998) is off by 0.0018 ne
 _SAME_MODEL = 5e-4  # curves and matrix against Little CMS: an eighth of an 8-bit level
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
 _VECTOR = 64  # pixels; a multiple of what any processor takes at once
-_SIGNATURE = {b"RGB ": "rgb", b"GRAY": "gray", b"CMYK": "cmyk"}
 
 
 def encode_srgb(linear: _Floats) -> _Floats:
@@ -191,7 +192,7 @@ class _Tables(_Space):
         return self._evaluate(codes / float(np.iinfo(codes.dtype).max))
 
     def _evaluate(self, device: _Floats) -> _Floats:
-        return encode_srgb(_turned(_xyz(device, self._icc, "rgb"), np.linalg.inv(_srgb_matrix())))
+        return encode_srgb(_turned(xyz_of(device, self._icc, "rgb"), np.linalg.inv(srgb_matrix())))
 
     def _back(self, encoded: _Floats) -> _Floats:
         best = self._first_guess(encoded)
@@ -212,9 +213,9 @@ class _Tables(_Space):
         return best
 
     def _first_guess(self, encoded: _Floats) -> _Floats:
-        xyz = _turned(decode_srgb(encoded), _srgb_matrix())
+        xyz = _turned(decode_srgb(encoded), srgb_matrix())
         try:
-            device = _cms(xyz, imagecodecs.cms_profile("xyz"), "xyz", self._icc, "rgb")
+            device = through(xyz, imagecodecs.cms_profile("xyz"), "xyz", self._icc, "rgb")
         except imagecodecs.CmsError:  # a scanner's profile knows the one way only
             device = encoded
         return np.clip(device, 0, 1)
@@ -291,7 +292,7 @@ def space(icc: bytes | None, *, bits: int, gray: bool) -> tuple[ColourSpace, str
     try:
         return _space(icc, bits, gray), None
     except (imagecodecs.CmsError, ValueError, np.linalg.LinAlgError) as error:
-        return plain, f"the ICC profile cannot be used ({_line(error)}); the colours are taken as sRGB"
+        return plain, f"the ICC profile cannot be used ({one_line(error)}); the colours are taken as sRGB"
 
 
 @functools.lru_cache(maxsize=16)
@@ -299,7 +300,7 @@ def _space(icc: bytes, bits: int, gray: bool) -> ColourSpace:
     kind = kind_of(icc)
     nodes = _NODES[bits]
     if kind == "gray" and gray:
-        luminance = _xyz(np.linspace(0, 1, nodes)[:, None], icc, "gray")[:, 1]
+        luminance = xyz_of(np.linspace(0, 1, nodes)[:, None], icc, "gray")[:, 1]
         return _Gray(_GrayCurve(_increasing(luminance / luminance[-1])))
     if kind != "rgb":
         raise ValueError(f"it is for {kind}, the picture is {'grey' if gray else 'RGB'}")
@@ -309,23 +310,23 @@ def _space(icc: bytes, bits: int, gray: bool) -> ColourSpace:
 
 def _rgb_space(icc: bytes, nodes: int) -> ColourSpace:
     grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 9)] * 3), axis=-1).reshape(-1, 3)
-    truth = _xyz(grid, icc, "rgb")
+    truth = xyz_of(grid, icc, "rgb")
     if not np.isfinite(truth).all() or np.ptp(truth[:, 1]) < 0.05:
         raise ValueError("it maps all colours to one")
-    encoded = encode_srgb(truth @ np.linalg.inv(_srgb_matrix()).T)
+    encoded = encode_srgb(truth @ np.linalg.inv(srgb_matrix()).T)
     if np.abs(encoded - grid).max() < _SAME_AS_SRGB:
         return PlainSRGB()
     ramps = np.zeros((3, nodes, 3))
     for channel in range(3):
         ramps[channel, :, channel] = np.linspace(0, 1, nodes)
     black = truth[0]
-    xyz = _xyz(ramps.reshape(-1, 3), icc, "rgb").reshape(3, nodes, 3) - black
+    xyz = xyz_of(ramps.reshape(-1, 3), icc, "rgb").reshape(3, nodes, 3) - black
     matrix = xyz[:, -1].T
     sizes = matrix.sum(axis=0)
     if np.abs(black).max() > 1e-5 or np.abs(sizes).min() < 1e-3:
         return _Tables(icc)
     curves = np.stack([_increasing(xyz[c].sum(axis=1) / sizes[c]) for c in range(3)])
-    model = (_Curves8 if nodes == _NODES[8] else _Curves)(curves, np.linalg.inv(_srgb_matrix()) @ matrix)
+    model = (_Curves8 if nodes == _NODES[8] else _Curves)(curves, np.linalg.inv(srgb_matrix()) @ matrix)
     codes = np.rint(grid * 65535).astype(np.uint16)
     return model if np.abs(model.to_srgb(codes[None])[0] - encoded).max() < _SAME_MODEL else _Tables(icc)
 
@@ -339,13 +340,6 @@ def _increasing(curve: _Floats) -> _Floats:
         return curve
     slope = np.linspace(0, 1, len(curve))
     return curve + 1e-4 * (slope - curve)
-
-
-def kind_of(icc: bytes) -> str:
-    """The colour model that a profile is for: rgb, gray, cmyk or the four letters that it gives itself."""
-    if len(icc) < 132 or icc[36:40] != b"acsp":
-        raise ValueError("it is not a profile")
-    return _SIGNATURE.get(icc[16:20], icc[16:20].decode("latin-1").strip())
 
 
 def srgb_from_cmyk(cmyk: Raster, icc: bytes | None) -> tuple[Raster, str | None]:
@@ -373,60 +367,11 @@ def srgb_from_cmyk(cmyk: Raster, icc: bytes | None) -> tuple[Raster, str | None]
                 )
             return raster, None
         except (imagecodecs.CmsError, ValueError) as error:
-            problem = f"the ICC profile cannot be used ({_line(error)}); the inks are taken as ideal"
+            problem = f"the ICC profile cannot be used ({one_line(error)}); the inks are taken as ideal"
     for rows in _bands(cmyk.shape):
         light = full - cmyk[rows].astype(np.uint32)
         raster[rows] = (light[..., :3] * light[..., 3:] + full // 2) // full
     return raster, problem
-
-
-def profile_of_gamma(gamma: float, chromaticities: tuple[float, ...] | None, *, gray: bool) -> bytes | None:
-    """The ICC profile that a PNG's gAMA and cHRM chunks describe, or None where they describe sRGB.
-
-    Args:
-        gamma: the exponent that the samples were encoded with, as in the file (0.45455 for 1/2.2).
-        chromaticities: white x y, red x y, green x y, blue x y.
-        gray: whether the profile is to be a grey one.
-    """
-    srgb = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
-    points = chromaticities if chromaticities and min(chromaticities[1::2]) > 0 else srgb
-    if not 0.05 < gamma < 2 or (abs(gamma - 1 / 2.2) < 0.005 and np.allclose(points, srgb, atol=0.002)):
-        return None
-    if gray:
-        curve: bytes = imagecodecs.cms_profile("gray", gamma=1 / gamma)
-        return curve
-    white, primaries = [*points[:2], 1.0], [v for i in (2, 4, 6) for v in (*points[i : i + 2], 1.0)]
-    made: bytes = imagecodecs.cms_profile("rgb", whitepoint=white, primaries=primaries, gamma=1 / gamma)
-    return made
-
-
-@functools.lru_cache(maxsize=1)
-def _srgb_matrix() -> _Floats:
-    """(3, 3) from linear sRGB to the XYZ (D50) of the profile connection space."""
-    return _xyz(np.eye(3), imagecodecs.cms_profile("srgb"), "rgb").T
-
-
-def _xyz(device: _Floats, icc: bytes, kind: str) -> _Floats:
-    return _cms(device, icc, kind, imagecodecs.cms_profile("xyz"), "xyz")
-
-
-def _cms(values: _Floats, icc: bytes, kind: str, out_icc: bytes, out_kind: str) -> _Floats:
-    """(N, channels) values through Little CMS in float64, relative colorimetric."""
-    if not len(values):
-        return np.zeros((0, 3))
-    row = np.ascontiguousarray(values, np.float64)[None]
-    out = imagecodecs.cms_transform(
-        row[..., 0] if kind == "gray" else row,
-        icc,
-        out_icc,
-        colorspace=kind,
-        outcolorspace=out_kind,
-        outdtype=np.float64,
-        intent=imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC,
-        flags=imagecodecs.CMS.FLAGS.NOCACHE,
-    )
-    first: _Floats = out[0]
-    return first
 
 
 def _turned(colours: NDArray[Any], matrix: NDArray[np.floating[Any]]) -> NDArray[Any]:
@@ -447,7 +392,3 @@ def _bands(shape: tuple[int, ...]) -> list[slice]:
         return []
     height = max(1, _BAND // shape[1])
     return [slice(top, top + height) for top in range(0, shape[0], height)]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -110,11 +110,14 @@ def _named(head: bytes) -> str:
 
 
 def _jpeg(data: bytes, check: SizeCheck) -> Found:
+    cut = "the file is cut short before the picture begins"
+    if b"\xff\xda" not in data:  # of a disk's zeros after the first bytes Pillow would look at each
+        raise UndecodableError(cut)
     image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     check(*image.size)
     body = image.fp.tell() if image.fp is not None else 0
     if len(data) - body < 3:
-        raise UndecodableError("the file is cut short before the picture begins")
+        raise UndecodableError(cut)
     samples: Raster = imagecodecs.jpeg8_decode(data)
     info = image.info
     found = Found("JPEG", samples, lossless=False, icc=info.get("icc_profile"), exif=info.get("exif"))

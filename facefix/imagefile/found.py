@@ -134,3 +134,8 @@ def dpi_of(info: dict[Any, Any]) -> tuple[float, float] | None:
     if not isinstance(dpi, tuple) or len(dpi) != 2 or not all(0 < float(value) < 1e6 for value in dpi):
         return None
     return float(dpi[0]), float(dpi[1])
+
+
+def one_line(error: BaseException | str) -> str:
+    """What the error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -10,8 +10,8 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-from facefix.imagefile import colour
 from facefix.imagefile.found import Found, SizeCheck, UndecodableError, opened, samples_of
+from facefix.imagefile.profile import profile_of_gamma
 from facefix.types import Raster
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -101,7 +101,7 @@ def _read_chunks(found: Found, data: bytes, *, gray: bool) -> None:
         except (zlib.error, ValueError, IndexError, struct.error) as error:
             found.warnings.append(f"the {kind.decode('latin-1')} chunk is damaged and not kept ({error})")
     if found.icc is None and gamma is not None and not plain:
-        found.icc = colour.profile_of_gamma(gamma, points, gray=gray)
+        found.icc = profile_of_gamma(gamma, points, gray=gray)
     _sort_text(found, text)
 
 
