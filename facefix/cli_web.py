@@ -91,13 +91,13 @@ def web(
 
     login = _login(auth)
     with contextlib.closing(server.bound(host, port)) as listening:
-        from facefix.web.house import House
+        from facefix.web.house import MEGABYTE, House
 
         house = House(
             input_dir=input_dir,
             output_dir=output_dir,
             device=device,
-            max_bytes=max_megabytes * 1_000_000,
+            max_bytes=max_megabytes * MEGABYTE,
             max_pixels=max_pixels,
             keep_seconds=keep_minutes * 60,
         )

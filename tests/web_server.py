@@ -139,7 +139,7 @@ class Page:
 
     def told(self) -> list[str]:
         """The lines of the toasts that are shown."""
-        return [each.text for each in self.all("[data-testid=toast-text]")]
+        return [each.text for each in self.all("[data-testid=toast-text]") if each.text]
 
     def fetched_elsewhere(self) -> list[str]:
         """What was asked of other servers."""

@@ -31,7 +31,8 @@ from facefix.types import Photo
 from facefix.weights import Store
 
 KEEP_SECONDS = 3600.0
-MAX_BYTES = 200_000_000
+MEGABYTE = 2**20
+MAX_BYTES = 200 * MEGABYTE
 MAX_PIXELS = 100_000_000
 _PREFIX = "facefix-web-"
 _KEPT_BYTES = 4_000_000_000
@@ -198,7 +199,7 @@ class House:
             raise PhotoRefused(None, "expected a file that was uploaded here, got another; upload it again")
         size = path.stat().st_size
         if size > self.max_bytes:
-            limit = f"expected at most {self.max_bytes / 1e6:,.0f} MB, got {size / 1e6:,.0f} MB"
+            limit = f"expected at most {self.max_bytes / MEGABYTE:,.0f} MB, got {size / MEGABYTE:,.1f} MB"
             raise PhotoRefused(path, f"{limit}; send a smaller file, or start the server with --max-megabytes")
         with contextlib.suppress(OSError):
             os.utime(path.parent)  # its hour counts from its last use

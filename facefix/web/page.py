@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 from facefix.web import archive_tab, inpaint_tab, restore_tab
-from facefix.web.house import House
+from facefix.web.house import MEGABYTE, House
 
 TITLE = "facefix"
 
@@ -68,6 +68,6 @@ def _promise(house: House) -> str:
     kept = f"{minutes} minute{'s' if minutes > 1 else ''}"
     return (
         f"Photos stay on the server that runs this page. Uploads and results are removed {kept} after you last used "
-        f"them, and when the server stops. Up to {house.max_bytes / 1e6:,.0f} MB and "
+        f"them, and when the server stops. Up to {house.max_bytes / MEGABYTE:,.0f} MB and "
         f"{house.max_pixels / 1e6:,.0f} megapixels a photo."
     )
