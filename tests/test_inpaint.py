@@ -216,6 +216,13 @@ def test_margins_are_pixels_or_parts_of_the_sides(setting: str, expected: tuple[
     assert compose.margins(setting, 200, 100) == expected
 
 
+def test_a_frame_has_its_limits() -> None:
+    assert compose.margins("900%,0,0,900", 200, 100) == (1800, 0, 0, 900)
+    for setting, width, height in (("901%,0,0,0", 200, 100), ("0,901,0,0", 200, 100), ("200%,0,0,0", 20_000, 10_000)):
+        with pytest.raises(UsageError, match=r"expected a frame at most 10 times as wide .* 500,000,000 pixels, got"):
+            compose.margins(setting, width, height)
+
+
 @pytest.mark.parametrize("wrong", ["1,2,3", "0,0,0,0", "a,b,c,d", "-1,0,0,0", "1.5,0,0,0", "1;2;3;4", "%,1,1,1"])
 def test_other_margins_are_refused(wrong: str) -> None:
     with pytest.raises(UsageError, match="--outpaint: expected LEFT,TOP,RIGHT,BOTTOM"):

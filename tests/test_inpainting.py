@@ -204,6 +204,16 @@ def test_masks_of_every_mode_are_understood(mode: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(painter(Reckless())(scene, given).photo.raster, expected)
 
 
+def test_what_is_doubtful_of_a_mask_is_told(tmp_path: Path) -> None:
+    Image.fromarray(strokes(300, 400).astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=95)
+    whole = (tmp_path / "mask.jpg").read_bytes()
+    (tmp_path / "mask.jpg").write_bytes(whole[: len(whole) // 2])
+    work = painter(Reckless(), outpaint="0,0,8,0")
+    [told] = work(noise(height=300, width=400), tmp_path / "mask.jpg").report.warnings
+    assert told.startswith("the mask: the file is cut short")
+    assert work(noise(height=300, width=400), strokes(300, 400)).report.warnings == ()
+
+
 @pytest.mark.parametrize("dtype", [bool, np.float32, np.float64, np.uint8, np.uint16])
 def test_masks_may_be_arrays(dtype: type) -> None:
     scene, drawn = noise(), strokes()

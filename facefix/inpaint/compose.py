@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facefix.errors import UsageError
+from facefix.imagefile import MAX_PIXELS
 from facefix.types import Box, Mask, Photo, Pixels, Raster
 
 Bits = NDArray[np.bool_]
@@ -30,6 +31,7 @@ Bits = NDArray[np.bool_]
 _LEAST_SIDE_PX = 128
 _LONGEST = 2.0
 _STEP_PX = 256
+_MOST_GROWTH = 10
 
 
 def whiteness(picture: Photo) -> NDArray[np.float32]:
@@ -244,7 +246,8 @@ def margins(setting: str, width: int, height: int) -> Margins:
     """What `--outpaint` asks for, in pixels of a photo of that size; no margins for an empty setting.
 
     Raises:
-        UsageError: it is not four numbers from 0, of pixels or per cent, of which one is above 0.
+        UsageError: it is not four numbers from 0, of pixels or per cent, of which one is above 0; or the frame would
+            be more than ten times as wide or high, or have more pixels than a photo may have.
     """
     if not setting:
         return Margins()
@@ -258,6 +261,10 @@ def margins(setting: str, width: int, height: int) -> Margins:
     ]
     if not any(sides):
         raise UsageError(f"{problem}; leave it out where nothing is to grow")
+    wide, high = width + sides[0] + sides[2], height + sides[1] + sides[3]
+    if wide > _MOST_GROWTH * width or high > _MOST_GROWTH * height or wide * high > MAX_PIXELS:
+        most = f"at most {_MOST_GROWTH} times as wide and high as the photo, and {MAX_PIXELS:,} pixels"
+        raise UsageError(f"--outpaint: expected a frame {most}, got {wide}x{high}; grow less")
     return Margins(*sides)
 
 
