@@ -194,16 +194,18 @@ def endpoint(client: httpx.Client, name: str, first: Any) -> list[Any]:
     return [first, *(each["parameter_default"] for each in parameters[1:])]
 
 
-@pytest.mark.parametrize("bare", [False, True])
-def test_no_file_of_the_machine_is_taken_for_an_upload(page_server: Served, bare: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bare", "told as an upload", "elsewhere"])
+def test_only_what_was_uploaded_is_taken(page_server: Served, kind: str, tmp_path: Path) -> None:
     face = tmp_path / "private.png"
     Image.fromarray(group_photo()).save(face)
-    given: Any = {"path": str(face)} if bare else {"path": str(face), "meta": {"_type": "gradio.FileData"}}
+    path = "http://93.184.215.14/private.png" if kind == "elsewhere" else str(face)
+    given: Any = {"path": path} if kind == "bare" else {"path": path, "meta": {"_type": "gradio.FileData"}}
     with httpx.Client(base_url=page_server.address, timeout=60) as client:
         call = client.post("gradio_api/call/restore", json={"data": endpoint(client, "/restore", given)})
         assert call.status_code == 200
         answer = client.get(f"gradio_api/call/restore/{call.json()['event_id']}").text
     assert answer.startswith("event: error")
+    assert ("got an address elsewhere" in answer) == (kind == "elsewhere")
     assert not list(root_of(page_server).rglob("private*"))
 
 
@@ -271,6 +273,8 @@ def test_wrong_things_are_one_line(page_server: Served, client: Client, group_fi
 
     assert told(handle_file(str(text))).startswith("notes.jpg: expected a picture, got text; ")
     assert "expected at most 4,000,000 pixels, got 2100x2000" in told(handle_file(str(wide)))
+    Image.new("L", (1000, 600)).save(wide)
+    assert "expected at most 8 megapixels when enlarged, got 10" in told(handle_file(str(wide)), scale=4)
     assert "exceeds the maximum file size of 3145728 bytes" in told(handle_file(str(big)))
     for path in ("/etc/passwd", str(group_file)):
         assert "not in the list of choices" in told(handle_file(str(group_file)), restorer=path)
@@ -282,6 +286,15 @@ def test_wrong_things_are_one_line(page_server: Served, client: Client, group_fi
     with httpx.Client(base_url=page_server.address) as plain:
         answer = plain.post("gradio_api/upload", files={"files": ("big.jpg", big.read_bytes())})
     assert answer.status_code == 413
+
+
+def test_what_cannot_be_written_again_becomes_a_png(client: Client, tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif").from_pillow(Image.fromarray(group_photo())).save(tmp_path / "phone.heic")
+    heic = handle_file(str(tmp_path / "phone.heic"))
+    file, report = client.predict(heic, restorer="pattern", api_name="/restore")
+    assert Path(file).name == "phone.facefix.png"
+    assert Image.open(file).format == "PNG"
+    assert len(report["faces"]) == 3
 
 
 def test_two_clients_do_not_mix(page_server: Served, client: Client, group_file: Path, tmp_path: Path) -> None:

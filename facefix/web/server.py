@@ -2,7 +2,7 @@
 
 A page that is open elsewhere in the visitor's browser can send requests here, too. So every request must name this
 server as its host (a foreign name that was pointed here is refused: DNS rebinding), must not come from another origin,
-and may not be for one of Gradio's routes that fetch from other servers. Answers say that only this server's own parts
+and may not have Gradio fetch anything from other servers. Answers say that only this server's own parts
 may be loaded, and that no other page may frame them.
 """
 
@@ -193,6 +193,12 @@ async def _refuse(send: Any, problem: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+async def _refused_download(*_: Any, **__: Any) -> str:
+    from facefix.web.words import trouble
+
+    raise trouble("expected a file that was uploaded, got an address elsewhere; download it, and upload it here")
+
+
 def page_app(house: House, auth: tuple[str, str] | None) -> Any:
     """The page as an ASGI app."""
     import fastapi
@@ -200,6 +206,8 @@ def page_app(house: House, auth: tuple[str, str] | None) -> Any:
 
     from facefix.web.page import look, page
 
+    # Gradio would fetch a photo whose address somebody sends in place of an upload
+    gr.processing_utils.async_ssrf_protected_download = _refused_download
     blocks = page(house)
     app = gr.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None),
