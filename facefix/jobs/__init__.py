@@ -6,7 +6,7 @@
     files      files looked at before they are read, put in place in one step, and never outside of OUT
     looking    a claimed photo as it is now: hashed, and with what stands where its result is to go
     workers    one job in, one outcome out
-    engines    who has jobs done: a thread of this process, or processes; cluster: Ray
+    engines    who has jobs done: a thread of this process, or processes; cluster: Ray, whose workers are in actor
     drive      the run: meets, claims, hands out, records, and goes on after whatever happens
     kept       what is stored beside a result so that a face can be taken back; undo and verify use it
     review     the board on which a person looks through it all

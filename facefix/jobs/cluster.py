@@ -1,9 +1,9 @@
 """The engine that works on many machines: actors of a Ray cluster. Needs the extra `ray`.
 
 Ray decides on which node a worker lives: each asks for its CPU cores, its memory and, on GPUs, its share of one. A
-worker is an actor that loads the networks once and has three photos in hand, as everywhere. Only the process that
-drives the run knows the journal; jobs and outcomes are all that travels, never pixels: sources, masks, the output
-folder and its temporary folder are read and written by the workers themselves, at the same paths on every node.
+worker (`actor`) loads the networks once and has three photos in hand, as everywhere. Only the process that drives the
+run knows the journal; jobs and outcomes are all that travels, never pixels: sources, masks, the output folder and its
+temporary folder are read and written by the workers themselves, at the same paths on every node.
 
     died worker     its photos are told to be lost, and another one is started where there is room
     removed node    the same, but no photo is suspected of having done it; nodes that come later get workers, too
@@ -33,107 +33,14 @@ from ray.exceptions import RayError
 
 from facefix import __version__
 from facefix.errors import FacefixError, UsageError, shown
-from facefix.jobs.engines import (
-    IN_HAND,
-    Broken,
-    Lost,
-    Recalled,
-    Tell,
-    cpu_cores,
-    memory_bytes,
-    overlapped,
-)
-from facefix.jobs.workers import STAGE, Job, Outcome, Ready, Run, load, ready_of
+from facefix.jobs.actor import Place, Worker
+from facefix.jobs.engines import IN_HAND, Broken, Lost, Recalled, Tell, cpu_cores, memory_bytes
+from facefix.jobs.workers import STAGE, Job, Outcome, Ready, Run
 
 _LOOK_S, _PATIENCE_S, _ANSWER_S, _STARTS = 5.0, 600.0, 5.0, 3
 _STORE_BYTES = 80 << 20  # nothing large goes through Ray's object store; about the least that it takes
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """With what every gRPC connection begins, and an empty frame of settings; a server answers with its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a worker lives, and the versions of what makes its pixels."""
-
-    node: str
-    address: str
-    process: int
-    versions: tuple[tuple[str, str], ...]
-
-
-class Worker:
-    """What lives in an actor; `work` runs from its beginning to its end, beside the other calls."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._answers: dict[int, Future[Outcome | Recalled]] = {}
-        self._ready: Future[tuple[Ready, Place]] = Future()
-        self._stop = threading.Event()
-
-    def work(self, run: Run, sign: Path) -> Broken:
-        """Why nothing can be done here; while photos can be done, it does not return."""
-        try:
-            _see(run, sign)
-            fix = load(run)
-            self._ready.set_result((ready_of(fix, run), _place()))
-        except FacefixError as error:
-            return Broken(error)
-        overlapped(fix, run, self._jobs.get, self._answer, self._stop)
-        raise AssertionError("it has no end")
-
-    def ready(self) -> tuple[Ready, Place]:
-        """What was loaded, and where."""
-        return self._ready.result()
-
-    def do(self, job: Job) -> tuple[Outcome | Recalled, bool]:
-        """What became of the job, and whether it failed where its source cannot be seen."""
-        answer = self._answers[job.number] = Future()
-        self._jobs.put(job)
-        told = answer.result()
-        failed = isinstance(told, Outcome) and told.report is None
-        return told, failed and not os.path.lexists(job.source)
-
-    def recall(self) -> None:
-        """Nothing; jobs that were not begun come back."""
-        self._stop.set()
-
-    def _answer(self, told: Any) -> None:
-        self._answers.pop(told.number).set_result(told)
-
-
-def _see(run: Run, sign: Path) -> None:
-    """Nothing, where this node has the run's output folder, may write there, and has its mask.
-
-    Raises:
-        UsageError: it does not.
-    """
-    mine = sign.with_name(f"{sign.name}-{secrets.token_hex(4)}")
-    path: Path | None = None
-    try:
-        for path in (sign, run.mask):
-            if path is not None:
-                open(path, "rb").close()
-        path = mine
-        mine.touch()
-        mine.unlink()
-    except OSError as error:
-        told = f"expected {shown(path or run.out)} on node {_address()}, too, got '{error.strerror}'"
-        raise UsageError(f"{told}; every node needs the same folders under the same paths") from error
-
-
-def _place() -> Place:
-    import cv2
-    import numpy
-    import PIL
-    import torch
-
-    modules = {"torch": torch, "opencv": cv2, "numpy": numpy, "pillow": PIL}
-    versions = {"facefix": __version__} | {name: module.__version__ for name, module in modules.items()}
-    return Place(ray.get_runtime_context().get_node_id(), _address(), os.getpid(), tuple(versions.items()))
-
-
-def _address() -> str:
-    return str(ray.util.get_node_ip_address())
 
 
 @dataclass(eq=False)

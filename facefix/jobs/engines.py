@@ -132,6 +132,17 @@ def overlapped(fix: FaceFix, run: Run, jobs: Callable[[], Job | None], tell: Tel
         thread.join()
 
 
+def _served(run: Run, jobs: Callable[[], Job | None], tell: Tell, stop: threading.Event) -> None:
+    """Nothing, when all jobs are done, or at once where none can be; `tell` has heard why."""
+    try:
+        fix = load(run)
+        tell(ready_of(fix, run))
+    except FacefixError as error:
+        tell(Broken(error))
+        return
+    overlapped(fix, run, jobs, tell, stop)
+
+
 class Serial:
     """The engine that works in this process, beside the one that drives."""
 
@@ -144,17 +155,8 @@ class Serial:
 
     def start(self, run: Run, tell: Tell) -> None:
         """As Engine.start."""
-        self._thread = threading.Thread(target=self._work, args=(run, tell), daemon=True)
+        self._thread = threading.Thread(target=_served, args=(run, self._jobs.get, tell, self._stop), daemon=True)
         self._thread.start()
-
-    def _work(self, run: Run, tell: Tell) -> None:
-        try:
-            fix = load(run)
-            tell(ready_of(fix, run))
-        except FacefixError as error:
-            tell(Broken(error))
-            return
-        overlapped(fix, run, self._jobs.get, tell, self._stop)
 
     def submit(self, job: Job) -> None:
         """As Engine.submit."""
@@ -308,13 +310,7 @@ def _work(connection: Connection, run: Run, driver: int) -> None:
                 return
 
     threading.Thread(target=receiving, daemon=True).start()
-    try:
-        fix = load(run)
-        tell(ready_of(fix, run))
-    except FacefixError as error:
-        tell(Broken(error))
-        return
-    overlapped(fix, run, jobs.get, tell, stop)
+    _served(run, jobs.get, tell, stop)
 
 
 def _leave_interrupts_to_the_driver() -> None:
