@@ -231,7 +231,9 @@ def test_a_run_outlives_the_page_and_two_visitors_see_it(page_server: Served, ch
     text = page.text("#archive-status")
     for says in ("5 of 6", "Faces restored\n15", "Could not be done\n1", "bad.jpg: expected a picture, got text"):
         assert says in text
-    assert "family → family" in json.dumps(other.predict("family", api_name="/archive_pause"), ensure_ascii=False)
+    told = other.predict(api_name="/archive_status")
+    names = ("photos", "results", "state", "done", "failed", "met", "faces")
+    assert [told[name] for name in names] == ["family", "family", "finished", 5, 1, 6, 15]
     assert states(folder / "out" / "family") == {"done": 5, "failed": 1}
     assert [each["level"] for each in chromium.get_log("browser") if each["level"] == "SEVERE"] == []
     assert page.fetched_elsewhere() == []
@@ -279,18 +281,18 @@ def test_the_board_is_looked_through_carried_out_and_undone(page_server: Served,
         [(row, _)] = journal.rows("done")
     told = {"facefix": "decisions", "version": 1, "decisions": [{"id": row.id, "face": 2, "decision": "reject"}]}
     client = Client(page_server.address, verbose=False)
-    said = client.predict("judged", json.dumps(told), None, api_name="/archive_apply")
-    assert "1 face taken back, in 1 photo" in json.dumps(said)
+    said = client.predict("judged", json.dumps(told), api_name="/archive_apply")
+    assert said == {"told": "1 face taken back, in 1 photo"}
     with Journal.open(out, write=False) as journal:
         report = journal.report(str(row.id))
     assert report is not None
     assert undo.accepted_in(report) == {1}
     for decisions, problem in (("", "expected decisions, got none"), ("{", "got no JSON")):
         with pytest.raises(AppError, match=problem) as caught:
-            client.predict("judged", decisions, None, api_name="/archive_apply")
+            client.predict("judged", decisions, api_name="/archive_apply")
         assert str(folder) not in str(caught.value)
     with pytest.raises(AppError, match="way out of it"):
-        client.predict("../in", json.dumps(told), None, api_name="/archive_apply")
+        client.predict("../in", json.dumps(told), api_name="/archive_apply")
 
 
 @pytest.mark.slow
@@ -300,7 +302,8 @@ def test_a_server_that_ends_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
         tmp_path / "web", "--input-dir", tmp_path / "in", "--output-dir", tmp_path / "out", "--device", "cpu"
     ) as server:
         client = Client(server.address, verbose=False)
-        client.predict("a", "b", False, restorer="pattern", sharp_faces="restore", api_name="/archive_start")
+        told = client.predict("a", "b", False, restorer="pattern", sharp_faces="restore", api_name="/archive_start")
+        assert told["state"] == "starting"
         out = tmp_path / "out" / "b"
         until(lambda: (out / FOLDER / "journal.sqlite").exists() and states(out).get("done"))
         os.kill(server.process.pid, signal.SIGTERM)

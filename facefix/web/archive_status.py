@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from facefix.errors import shown
 from facefix.web.archive_run import Archive, Standing, below
@@ -52,6 +53,25 @@ def told_of_run(source: Path, out: Path, standing: Standing, archive: Archive) -
         problem = "<p class='trouble'>expected photos in this folder, got none; choose another</p>"
     lines = _lines("Could not be done", standing.failures, failed + counts["failed before"])
     return _panel(names, _TITLES[standing.state], bar, facts, problem + lines + _lines("Notes", standing.remarks, 0))
+
+
+def report_of(source: Path, out: Path, standing: Standing, archive: Archive) -> dict[str, Any]:
+    """How a run stands, as JSON."""
+    counts = standing.counts
+    return {
+        "photos": name_of(source, archive.input_dir),
+        "results": name_of(out, archive.output_dir),
+        "state": standing.state,
+        "done": counts["done"] + counts["copied"],
+        "failed": counts["failed"] + counts["closed"],
+        "done_before": counts["before"],
+        "failed_before": counts["failed before"],
+        "met": counts["met"],
+        "faces": standing.faces,
+        "seconds": round(standing.seconds, 3),
+        "failures": list(standing.failures),
+        "problem": below(archive.output_dir, below(archive.input_dir, standing.problem)),
+    }
 
 
 def told_of_journal(out: Path, counts: Mapping[str, int], failures: list[str], archive: Archive) -> str:

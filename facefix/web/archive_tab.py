@@ -13,7 +13,7 @@ from __future__ import annotations
 import html
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from facefix.jobs import review
 from facefix.jobs.journal import Journal
 from facefix.recipe import Recipe
 from facefix.web.archive_run import Archive, below, folders
-from facefix.web.archive_status import name_of, told_of_deed, told_of_journal, told_of_run
+from facefix.web.archive_status import name_of, report_of, told_of_deed, told_of_journal, told_of_run
 from facefix.web.house import House, Visit
 from facefix.web.settings import controls, offers, recipe_of
 from facefix.web.words import trouble
@@ -110,21 +110,41 @@ def build(house: House) -> None:
     blocks.load(deed.opened, None, [source, out, *settings.values()], api_visibility="private", show_progress="hidden")
     source.input(deed.named, [source, out], out, api_visibility="private", show_progress="hidden")
     out.input(deed.known, out, [source, board, *settings.values()], api_visibility="private", show_progress="hidden")
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    given = [source, out, again, *settings.values()]
+    start.click(deed.starting(lambda: deed.look(deed.doing, None)), given, shows, **private)
+    pause.click(deed.pause, out, shows, **private)
+    _endpoints(deed, given)
+
+
+def _endpoints(deed: _Deed, given: list[Any]) -> None:
+    """What programs call: the same deeds, with a report for an answer."""
+    results, decisions = gr.Textbox(visible=False, label="results"), gr.Textbox(visible=False, label="decisions")
+    told = gr.JSON(visible=False, label="report")
+    start, pause, status, apply = (gr.Button(visible=False) for _ in range(4))
     start.click(
-        deed.starting(),
-        [source, out, again, *settings.values()],
-        shows,
+        deed.starting(deed.status),
+        given,
+        told,
         api_name="archive_start",
-        api_description="Begin the restoration of a folder of the server, or go on with it. Gives how the run stands.",
-        show_progress="hidden",
+        api_description="Begin the restoration of a folder of the server, or go on with it: gives how the run stands.",
     )
     pause.click(
-        deed.pause,
-        out,
-        shows,
+        deed.paused,
+        None,
+        told,
         api_name="archive_pause",
-        api_description="Finish the photos in hand and begin no other. Gives how the run stands.",
-        show_progress="hidden",
+        api_description="Finish the photos in hand and begin no other: gives how the run stands.",
+    )
+    status.click(
+        deed.status, None, told, api_name="archive_status", api_description="How the server's run stands, or null."
+    )
+    apply.click(
+        deed.applied,
+        [results, decisions],
+        told,
+        api_name="archive_apply",
+        api_description="Carry out a board's decisions on a folder of results: the JSON text that the board exports.",
     )
 
 
@@ -158,8 +178,7 @@ def _board_parts(deed: _Deed, out: gr.Dropdown) -> gr.HTML:
         [out, decisions, file],
         shows,
         js=_READ_DECISIONS,
-        api_name="archive_apply",
-        api_description="Carry out a board's decisions, given as their JSON text or as the exported file.",
+        api_visibility="private",
         **common,
     )
     take_back.click(deed.take_back, out, shows, api_visibility="private", **common)
@@ -212,12 +231,13 @@ class _Deed:
             return nothing
         return [name_of(found[0], self.archive.input_dir), None, *self._values(found[1])]
 
-    def starting(self) -> Any:
-        """`start` with a parameter for each setting, by name: so the API has them, too."""
+    def starting(self, answer: Callable[[], Any]) -> Any:
+        """`start` with a parameter for each setting, by name: so programs have them, too."""
 
         def start(*given: Any) -> Any:
             source, out, again, *values = given
-            return self.start(source, out, again, dict(zip(self.names, values, strict=True)))
+            self.start(source, out, again, dict(zip(self.names, values, strict=True)))
+            return answer()
 
         usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
         names = ("photos", "results", "retry_failed", *self.names)
@@ -226,21 +246,42 @@ class _Deed:
         )
         return start
 
-    def start(self, source: str | None, out: str | None, again: bool, values: Mapping[str, Any]) -> list[Any]:
-        """The run begun or gone on with; how it stands."""
+    def start(self, source: str | None, out: str | None, again: bool, values: Mapping[str, Any]) -> None:
+        """Nothing; the run is begun or gone on with."""
         if not source:
             raise trouble("expected a folder of photos, got none; choose one")
         if not out:
             raise trouble("expected a folder for the results, got none; name one")
         recipe = recipe_of(self.house, "restore", values)
         with self._plainly():
-            self.archive.start(source, out, recipe, retry_failed=again)
-        return self.look(out, None)
+            self.archive.start(source, out, recipe, retry_failed=bool(again))
 
     def pause(self, out: str | None) -> list[Any]:
         """The run asked to pause; how it stands."""
         self.archive.pause()
         return self.look(out, None)
+
+    def paused(self) -> dict[str, Any] | None:
+        """The run asked to pause; how it stands, for programs."""
+        self.archive.pause()
+        return self.status()
+
+    def status(self) -> dict[str, Any] | None:
+        """How the run stands, for programs."""
+        run = self.archive.run
+        return None if run is None else report_of(run.source, run.out, run.standing(), self.archive)
+
+    @property
+    def doing(self) -> str | None:
+        """The name of the run's results."""
+        run = self.archive.run
+        return None if run is None else name_of(run.out, self.archive.output_dir)
+
+    def applied(self, results: str | None, decisions: str | None, request: gr.Request) -> dict[str, Any]:
+        """What became of the decisions, for programs."""
+        with self._plainly():
+            line, _ = self._carried(results, decisions, None, self.house.visit(request))
+        return {"told": line}
 
     def look(self, out: str | None, said: Any) -> list[Any]:
         """How the run stands, or what the journal says; nothing where that is what the page shows already."""
@@ -283,20 +324,27 @@ class _Deed:
         """What became of the decisions, and the board as it is then."""
         visit = self.house.visit(request)
         with self._plainly():
+            line, spent = self._carried(results, decisions, file, visit)
             out = self._results(results)
-            if file is None:
-                path = visit.new_folder() / "decisions"
-                path.write_text(decisions or "", encoding="utf-8")
-            else:
-                path = self.house.received(file, visit)
-            if file is None and not decisions:
-                raise trouble("expected decisions, got none; look through the faces first, or give a file of them")
-            told = review.read_decisions(path)
-            if not told:
-                raise trouble("expected decisions, got none; accept or reject a face on the board first")
-            line, spent = self.archive.carry_out(out, told)
             value = self._written(out, visit, progress) | {"spent": spent}
         return self._after(line, value, out)
+
+    def _carried(
+        self, results: str | None, decisions: str | None, file: str | None, visit: Visit
+    ) -> tuple[str, list[str]]:
+        """What became of decisions that came as text or as a file."""
+        out = self._results(results)
+        if file is None and not decisions:
+            raise trouble("expected decisions, got none; look through the faces first, or give a file of them")
+        if file is None:
+            path = visit.new_folder() / "decisions"
+            path.write_text(decisions or "", encoding="utf-8")
+        else:
+            path = self.house.received(file, visit)
+        told = review.read_decisions(path)
+        if not told:
+            raise trouble("expected decisions, got none; accept or reject a face on the board first")
+        return self.archive.carry_out(out, told)
 
     def take_back(self, results: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
         """What became of undoing the decisions that were carried out last, and the board as it is then."""

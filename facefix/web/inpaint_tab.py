@@ -12,7 +12,7 @@ import inspect
 import json
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,18 +109,19 @@ def build(house: House) -> None:
     )
     file.clear(deed.forget, None, [editor, hint, fill, *results], show_progress="hidden", **private)
     which.input(deed.chosen, which, [download, view], show_progress="hidden", **private)
-    fill.click(
-        deed.filling(),
-        [file, editor, mask, *settings.values()],
-        results,
+    networks: dict[str, Any] = {"concurrency_id": "networks", "concurrency_limit": 1}
+    given = [file, editor, mask, *settings.values()]
+    fill.click(deed.filling(_for_page), given, results, show_progress_on=view, **networks, **private)
+    called = gr.Button(visible=False)
+    called.click(
+        deed.filling(_for_programs),
+        given,
+        [gr.File(visible=False, file_count="multiple", label="files"), gr.JSON(visible=False, label="reports")],
         api_name="inpaint",
-        api_description="Fill a hole in a photo and restore the faces that it touches. `painted` may be None; `mask` "
-        "is a picture of the photo's size, white where the hole is. Gives the file to download, the mask that was "
-        "painted, and what was done.",
-        concurrency_id="networks",
-        concurrency_limit=1,
-        show_progress="full",
-        show_progress_on=view,
+        api_description="Fill a hole in a photo and restore the faces that it touches. `painted` is None for programs; "
+        "`mask` is a picture of the photo's size, white where the hole is, or None for the photo's transparent pixels. "
+        "Gives the new files, one for each candidate, and what was done.",
+        **networks,
     )
 
 
@@ -204,13 +205,13 @@ class _Deed:
             None,
         )
 
-    def filling(self) -> Any:
+    def filling(self, answer: Callable[[Work], tuple[Any, ...]]) -> Any:
         """`fill` with a parameter for each setting, by name: so the API has them, too."""
 
         def fill(*given: Any) -> Any:
             photo, painted, mask, *values, request, progress = given
             told = dict(zip(self.names, values, strict=True))
-            return self.fill(photo, painted, mask, told, request, progress)
+            return answer(self.fill(photo, painted, mask, told, request, progress))
 
         usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
         fill.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -231,8 +232,8 @@ class _Deed:
         values: Mapping[str, Any],
         request: gr.Request,
         progress: gr.Progress,
-    ) -> tuple[Any, ...]:
-        """The photo with its hole filled: what to download, and what is shown."""
+    ) -> Work:
+        """The photo with its hole filled: its files, and what is shown."""
         if upload is None:
             raise trouble("expected a photo, got none; choose one first")
         visit = self.house.visit(request)
@@ -258,13 +259,7 @@ class _Deed:
         with visit.lock:
             _drop(visit)
             self.house.keep(visit, _WORK, work, 0)
-        names = [(f"Fill {number}", number - 1) for number in range(1, len(made) + 1)]
-        return (
-            _download(work, 0),
-            gr.DownloadButton(value=None if work.mask is None else str(work.mask), visible=work.mask is not None),
-            gr.Radio(choices=names, value=0, visible=len(made) > 1),
-            work.shown[0],
-        )
+        return work
 
     def chosen(self, number: int | None, request: gr.Request) -> tuple[Any, ...]:
         """One of several fills: what to download, and what is shown."""
@@ -376,6 +371,20 @@ def _told_by(progress: gr.Progress) -> Any:
         progress((done, of), desc=f"{titles.get(word, word)} {more}".strip(), unit="steps")
 
     return tell
+
+
+def _for_page(work: Work) -> tuple[Any, ...]:
+    names = [(f"Fill {number}", number - 1) for number in range(1, len(work.shown) + 1)]
+    return (
+        _download(work, 0),
+        gr.DownloadButton(value=None if work.mask is None else str(work.mask), visible=work.mask is not None),
+        gr.Radio(choices=names, value=0, visible=len(names) > 1),
+        work.shown[0],
+    )
+
+
+def _for_programs(work: Work) -> tuple[Any, ...]:
+    return [str(path) for path in work.written], list(work.shown)
 
 
 def _download(work: Work, number: int) -> gr.DownloadButton:
