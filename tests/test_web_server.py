@@ -231,8 +231,8 @@ def test_a_page_from_elsewhere_gets_nothing(page_server: Served) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(page_server: Served) -> Client:
-    return Client(page_server.address, verbose=False)
+def client(page_server: Served, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(page_server.address, verbose=False, download_files=str(tmp_path_factory.mktemp("client")))
 
 
 @pytest.fixture
@@ -293,12 +293,13 @@ def test_what_cannot_be_written_again_becomes_a_png(client: Client, tmp_path: Pa
     heic = handle_file(str(tmp_path / "phone.heic"))
     file, report = client.predict(heic, restorer="pattern", api_name="/restore")
     assert Path(file).name == "phone.facefix.png"
-    assert Image.open(file).format == "PNG"
+    with Image.open(file) as picture:
+        assert (picture.format, picture.size) == ("PNG", (500, 240))
     assert len(report["faces"]) == 3
 
 
 def test_two_clients_do_not_mix(page_server: Served, client: Client, group_file: Path, tmp_path: Path) -> None:
-    other = Client(page_server.address, verbose=False)
+    other = Client(page_server.address, verbose=False, download_files=str(tmp_path))
     single = tmp_path / "single.png"
     Image.fromarray(group_photo()[:, 300:]).save(single)
     first, _ = client.predict(handle_file(str(group_file)), restorer="pattern", api_name="/restore")
