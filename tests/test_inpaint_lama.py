@@ -289,12 +289,16 @@ def test_progress_counts_passes(refining: Refining | None, expected: list[tuple[
     assert calls == expected
 
 
-def test_it_works_under_inference_mode_and_leaves_no_graph() -> None:
+def test_it_is_loaded_and_works_under_inference_mode_and_leaves_no_graph(tmp_path: Path) -> None:
     scene, hole = smooth_scene(40, 48)
     model = engine(refining=Refining(2, smallest_side=16))
     expected = model.fill(scene, hole)
+    save_file(made_state(Generator.layout(TINY)), tmp_path / "lama.safetensors")
     with torch.inference_mode():
         assert np.array_equal(model.fill(scene, hole), expected)
+        loaded = lama.load(tmp_path / "lama.safetensors", device="cpu", refine=True)
+        loaded.refining = model.refining
+        assert np.array_equal(loaded.fill(scene, hole), expected)
 
 
 def test_loading(tmp_path: Path) -> None:
