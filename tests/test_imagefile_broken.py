@@ -53,6 +53,7 @@ def test_what_is_no_picture_is_said_in_one_line(tmp_path: Path, content: bytes, 
         imagefile.read(tmp_path / "p.jpg")
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "p.jpg") in str(caught.value)
+    assert ";" in caught.value.problem, "it ends in what to do"
 
 
 def test_missing_files_folders_and_pipes_do_not_hang(tmp_path: Path) -> None:

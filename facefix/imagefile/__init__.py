@@ -112,7 +112,7 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Photo
     except Image.DecompressionBombError as error:
         raise PhotoRefused(path, f"{one_line(error)}; scale it down") from error
     except UndecodableError as error:
-        raise PhotoUnreadable(path, str(error)) from error
+        raise PhotoUnreadable(path, f"{error}{'' if ';' in str(error) else '; check the file'}") from error
     except OSError as error:
         problem = error.strerror or f"the picture is damaged or cut short ({one_line(error)})"
         raise PhotoUnreadable(path, f"{problem}; check the file") from error
