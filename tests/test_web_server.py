@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from facefix import Recipe
 from facefix.errors import PhotoRefused, UsageError
 from facefix.types import Photo
 from facefix.web import house as rooms
+from facefix.web import restore_tab
 from facefix.web.house import House
 from facefix.web.server import Guard, Hosts, bound, is_loopback, page_app
 from facefix.web.settings import missing, offers, recipe_of
@@ -412,6 +414,32 @@ def test_networks_are_loaded_once_for_recipes_that_load_the_same(house: House) -
     assert (one.recipe.strength, two.recipe.strength) == (1.0, 0.5)
     assert house.facefix(Recipe(restorer="identity")).restorers is not one.restorers
     assert np.ndim(house.facefix(Recipe(restorer="pattern"))(Photo(group_photo())).photo.raster) == 3
+
+
+def test_progress_tells_what_is_done(house: House, group_file: Path) -> None:
+    told: list[tuple[Any, str]] = []
+    deed = restore_tab._Deed(house, ())
+    upload = house.root / "0f" / "group.jpg"
+    upload.parent.mkdir()
+    shutil.copy(group_file, upload)
+    values = {"restorer": "pattern"}
+    deed.restore(str(upload), values, Asker(), lambda done, desc, **_: told.append((done, desc)))  # type: ignore[arg-type]
+    assert [desc for _, desc in told] == [
+        "Reading the photo",
+        "Waiting for the networks",
+        "Looking for faces",
+        *["Restoring"] * 3,
+        "Writing",
+    ]
+    assert [done for done, desc in told if desc == "Restoring"] == [(1, 3), (2, 3), (3, 3)]
+    work = house.visit(Asker()).get(restore_tab._WORK)
+    assert work.folder.is_dir()
+    # what is blended again and again does not fill the disk
+    for strength in range(8):
+        deed.reblend({"1": strength / 10}, Asker())  # type: ignore[arg-type]
+    assert len([each for each in work.folder.iterdir() if each.is_dir()]) <= 4
+    deed.forget(Asker())  # type: ignore[arg-type]
+    assert not work.folder.exists()
 
 
 def test_the_command_says_in_one_line_what_cannot_be(facefix: Command, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ let value = null;      // what the server told last
 let choice = new Map();  // face number -> {on, strength}
 let parts = {};        // what is on the page, by name
 let waiting = null;
-let sent = 0;
 
 function make(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -72,6 +71,7 @@ function boxOf(face) {
     onmouseenter: () => light(face.number, true), onmouseleave: () => light(face.number, false)},
     make("span", {class: "number"}, String(face.number)));
   Object.assign(box.style, {left: x0 + "%", top: y0 + "%", width: x1 - x0 + "%", height: y1 - y0 + "%"});
+  box.toggleAttribute("data-inside", y0 < 5);  // no room above it for its number
   if (!choice.has(face.number)) box.setAttribute("aria-disabled", "true");
   parts.boxes.set(face.number, box);
   return box;
@@ -141,7 +141,6 @@ function paint(number) {
   if (chosen) {
     const percent = Math.round(100 * chosen.strength);
     row.range.value = percent;
-    row.range.disabled = !on && percent > 0 ? false : row.range.disabled;
     row.percent.textContent = on ? percent + " %" : "left";
   }
 }
@@ -169,8 +168,7 @@ function send() {
   waiting = setTimeout(() => {
     const strengths = {};
     choice.forEach((face, number) => { strengths[number] = face.on ? face.strength : 0; });
-    sent += 1;
-    trigger("choose", {strengths, sent});
+    trigger("choose", {strengths});
   }, 200);
 }
 
