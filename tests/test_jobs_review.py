@@ -20,6 +20,7 @@ import pytest
 from archive import RECIPE, group_photo, row_at
 from conftest import Command
 from PIL import Image
+from web_server import chromium
 
 from facefix.errors import JournalError, UsageError
 from facefix.jobs import review, undo
@@ -29,8 +30,6 @@ from facefix.jobs.journal import Journal
 HOSTILE = '<img src=x onerror="document.title=1">&amp;\u202egpj.png'
 EVIL = "<!--<script>document.title=2.jpg"
 LATIN = os.fsdecode(b"caf\xe9.jpg")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 
 
 @pytest.fixture(scope="module")
@@ -206,29 +205,8 @@ def test_text_stands_out_by_seven_to_one() -> None:
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
     """Headless Chromium that saves to tmp_path/downloads."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("needs Chromium and its driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for switch in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "window-size=1280,900",
-        f"user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(f"--{switch}")
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path) as driver:
+        yield driver
 
 
 class Page:

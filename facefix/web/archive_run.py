@@ -216,9 +216,7 @@ class Archive:
         Raises:
             UsageError: the server was started without one.
         """
-        if self.house.input_dir is None:
-            raise UsageError("expected a server with --input-dir and --output-dir, got one without; start it with both")
-        return self.house.input_dir
+        return _given(self.house.input_dir)
 
     @property
     def output_dir(self) -> Path:
@@ -227,9 +225,7 @@ class Archive:
         Raises:
             UsageError: the server was started without one.
         """
-        if self.house.output_dir is None:
-            raise UsageError("expected a server with --input-dir and --output-dir, got one without; start it with both")
-        return self.house.output_dir
+        return _given(self.house.output_dir)
 
     def source(self, named: str) -> Path:
         """The folder of that name in the input folder.
@@ -422,3 +418,14 @@ def _summed(sums: Counter[str], troubles: list[str]) -> str:
     if sums["strange"]:
         lines.append(f"{sums['strange']} decided before their photos were restored anew: look at them again")
     return "; ".join([*lines, *troubles])
+
+
+def _given(folder: Path | None) -> Path:
+    """The folder that the server was started with.
+
+    Raises:
+        UsageError: it was started without.
+    """
+    if folder is None:
+        raise UsageError("expected a server with --input-dir and --output-dir, got one without; start it with both")
+    return folder

@@ -68,6 +68,13 @@ class Visit:
         """What is kept under this name, or None where nothing is any more."""
         return self.kept.get(name, (None, 0))[0]
 
+    def drop(self, name: str) -> None:
+        """Remove a piece of work that is kept under this name, and its folder."""
+        work = self.get(name)
+        self.kept.pop(name, None)
+        if work is not None:
+            shutil.rmtree(work.folder, ignore_errors=True)
+
     def new_folder(self) -> Path:
         """An empty folder inside the visitor's own."""
         folder = self.folder / secrets.token_urlsafe(12)

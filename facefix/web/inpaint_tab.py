@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from facefix.inpainting import Inpainter
 from facefix.recipe import Recipe
 from facefix.types import Box, Photo, PlainSRGB, Result
 from facefix.web.compare import compare, comparison, shown
-from facefix.web.house import House, Visit
+from facefix.web.house import House
 from facefix.web.settings import controls, missing, offers, recipe_of
 from facefix.web.words import plainly, remark, trouble
 
@@ -194,7 +193,7 @@ class _Deed:
 
     def forget(self, request: gr.Request) -> tuple[Any, ...]:
         """An empty page; what was made of the photo is dropped."""
-        _drop(self.house.visit(request))
+        self.house.visit(request).drop(_WORK)
         return (
             gr.ImageEditor(value=None, visible=False),
             gr.Markdown(visible=False),
@@ -257,7 +256,7 @@ class _Deed:
                 remark(notice)
             work = self._written(painter, path, photo, made, hole if mask_upload is None else None)
         with visit.lock:
-            _drop(visit)
+            visit.drop(_WORK)
             self.house.keep(visit, _WORK, work, 0)
         return work
 
@@ -390,13 +389,6 @@ def _for_programs(work: Work) -> tuple[Any, ...]:
 def _download(work: Work, number: int) -> gr.DownloadButton:
     path = work.written[number]
     return gr.DownloadButton(f"Download {path.name}", value=str(path), interactive=True)
-
-
-def _drop(visit: Visit) -> None:
-    """Removes what was made of the visitor's photo."""
-    work = visit.kept.pop(_WORK, (None, 0))[0]
-    if isinstance(work, Work):
-        shutil.rmtree(work.folder, ignore_errors=True)
 
 
 def _check_size(house: House, photo: Photo, recipe: Recipe) -> None:

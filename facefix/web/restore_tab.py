@@ -22,7 +22,7 @@ from facefix.pipeline import FaceFix
 from facefix.recipe import Recipe
 from facefix.types import Photo, Result
 from facefix.web.compare import compare, comparison, face_entries, shown
-from facefix.web.house import House, Visit
+from facefix.web.house import House
 from facefix.web.settings import controls, missing, recipe_of
 from facefix.web.words import plainly, remark, trouble
 
@@ -201,7 +201,7 @@ class _Deed:
                 + sum(3 * patch.pixels.nbytes for patch in result.patches.values())
             )
             with visit.lock:
-                _drop(visit)
+                visit.drop(_WORK)
                 house.keep(visit, _WORK, work, size)
                 return self._told(work, result, dict.fromkeys(result.patches, recipe.strength))
 
@@ -227,7 +227,7 @@ class _Deed:
 
     def forget(self, request: gr.Request) -> tuple[Any, ...]:
         """An empty page; what was kept of the photo is dropped."""
-        _drop(self.house.visit(request))
+        self.house.visit(request).drop(_WORK)
         return gr.DownloadButton(value=None, visible=False), None, gr.Button(visible=False)
 
     def _told(self, work: Work, result: Result, strengths: Mapping[int, float]) -> Told:
@@ -258,13 +258,6 @@ def _for_page(written: Path, value: dict[str, Any]) -> tuple[Any, ...]:
 def _for_programs(written: Path, value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The file, and the report without what only the page needs."""
     return str(written), {key: told for key, told in value.items() if key not in ("before", "after")}
-
-
-def _drop(visit: Visit) -> None:
-    """Removes the visitor's photo and what was made of it."""
-    work = visit.kept.pop(_WORK, (None, 0))[0]
-    if isinstance(work, Work):
-        shutil.rmtree(work.folder, ignore_errors=True)
 
 
 def _check_size(house: House, photo: Photo, recipe: Recipe) -> None:
