@@ -29,8 +29,8 @@ REQUIRED = {"identity": 1.3, "facefix-lite-256": 0.97}
 _FLAT = 1.15
 
 
-def make_photos(folder: Path, count: int) -> None:
-    """`count` JPEGs of 1280x960 with one to three faces each, no two alike."""
+def make_photos(folder: Path, count: int, width: int) -> None:
+    """`count` JPEGs of 4 to 3 with one to three faces each, of a fifth to a third of the width, no two alike."""
     import cv2
     import numpy as np
     from skimage.data import astronaut
@@ -38,11 +38,11 @@ def make_photos(folder: Path, count: int) -> None:
     portrait = astronaut()[:, :, ::-1]
     for number in range(count):
         rng = np.random.default_rng(number)
-        ground = cv2.resize(rng.integers(60, 200, (6, 8, 3), np.uint8), (1280, 960), interpolation=cv2.INTER_CUBIC)
+        ground = cv2.resize(rng.integers(60, 200, (6, 8, 3), np.uint8), (width, width * 3 // 4), interpolation=cv2.INTER_CUBIC)
         for place in range(1 + number % 3):
-            side = int(rng.integers(260, 420))
+            side = int(rng.integers(260, 420) * width / 1280)
             face = cv2.resize(portrait, (side, side), interpolation=cv2.INTER_AREA)
-            x, y = 10 + 425 * place, int(rng.integers(0, 960 - side))
+            x, y = (10 + 425 * place) * width // 1280, int(rng.integers(0, width * 3 // 4 - side))
             ground[y : y + side, x : x + side] = face[:, :: 1 if rng.random() < 0.5 else -1]
         noisy = np.clip(ground + rng.normal(0, 4, ground.shape), 0, 255).astype(np.uint8)
         below = folder / f"{number // 100:02d}"
@@ -166,6 +166,7 @@ def main(argv: list[str]) -> int:
     """Print the figures; 0 where what is required held."""
     parser = argparse.ArgumentParser(prog="bench.py archive", description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=int, default=300)
+    parser.add_argument("--width", type=int, default=1280, help="of the photos, px")
     parser.add_argument("--restorer", action="append", help="identity and facefix-lite-256 without it")
     parser.add_argument("--workers", type=int, default=0, help="as facefix restore --workers")
     parser.add_argument("--turns", type=int, default=2)
@@ -179,7 +180,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder, "photos")
         photos.mkdir()
-        make_photos(photos, given.photos)
+        make_photos(photos, given.photos, given.width)
         for restorer in given.restorer or REQUIRED:
             loops, runs = [], []
             for turn in range(given.turns):

@@ -8,7 +8,9 @@ trained on), `last.safetensors` (the latest average), `sheet.png` (those photos 
 (everything, to go on from). Called again with the same folder it goes on; `--fresh-schedule` starts a new learning-rate
 curve from there.
 
-How the network begins, and why pieces of 128 px are enough, stands in `lite_network`.
+The pieces are small and many first, then larger and fewer: with 16 of 64 px a step the network learns faster, but only
+in 128 px it meets whole pictures at the coarser levels. How the network begins, and why 128 px are enough, stands in
+`lite_network`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -137,16 +139,21 @@ def make_batch(
     return as_tensor(sources), as_tensor(targets), torch.tensor(grays, dtype=torch.float32)
 
 
-def batches(pool: NDArray[np.uint8], seed: int, first: int, count: int, side: int) -> Iterator[Batch]:
-    """Batches from step `first` on, the next one made while the present one is trained on."""
+def batches(
+    pool: NDArray[np.uint8], seed: int, first: int, pieces: Callable[[int], tuple[int, int]]
+) -> Iterator[Batch]:
+    """Batches from step `first` on, the next one made while the present one is trained on.
+
+    `pieces` gives how many pieces a step takes, and how many pixels long their sides are.
+    """
     photos = free_photos()
     with ThreadPoolExecutor(1) as worker:
-        coming = worker.submit(make_batch, pool, seed, first, count, side, photos)
+        coming = worker.submit(make_batch, pool, seed, first, *pieces(first), photos)
         step = first
         while True:
             step += 1
             ready = coming.result()
-            coming = worker.submit(make_batch, pool, seed, step, count, side, photos)
+            coming = worker.submit(make_batch, pool, seed, step, *pieces(step), photos)
             yield ready
 
 
@@ -288,6 +295,12 @@ class Trainer:
         by_steps = (self.step - self.first_step) / self.options.steps
         return max(by_steps, (self.spent - self.first_spent) / self.options.seconds)
 
+    def pieces(self, step: int) -> tuple[int, int]:
+        """How many pieces this step takes, and their side in px: each side for an equal share of the curve's steps."""
+        sides = self.options.sides
+        side = sides[min((step - self.first_step) * len(sides) // self.options.steps, len(sides) - 1)]
+        return max(1, self.options.batch * 128**2 // side**2), side
+
     def save(self) -> None:
         """Writes the state, whole or not at all."""
         state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
@@ -343,7 +356,7 @@ class Trainer:
         pairs = validation_pairs()
         losses: list[float] = []
         reported, began = self.spent, time.monotonic()
-        for batch in batches(pool, self.options.seed, self.step, self.options.batch, self.options.side):
+        for batch in batches(pool, self.options.seed, self.step, self.pieces):
             if self.done >= 1:
                 break
             losses.append(self.learn(batch))
@@ -361,11 +374,13 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="Train facefix-lite from pictures that this program makes.")
     parser.add_argument("--work", type=Path, required=True, help="folder for pool, state, weights and sheet")
     parser.add_argument("--begin", type=Path, help="weight file of an earlier training to go on from")
-    parser.add_argument("--steps", type=int, default=7500, help="steps of this learning-rate curve")
+    parser.add_argument("--steps", type=int, default=11000, help="steps of this learning-rate curve")
     parser.add_argument("--seconds", type=float, default=math.inf, help="time after which the curve is over, too")
     parser.add_argument("--pictures", type=int, default=1800, help="clean pictures in the pool")
-    parser.add_argument("--batch", type=int, default=4, help="pictures a step")
-    parser.add_argument("--side", type=int, default=128, help="side of the training pictures, px: 64, 128, 192 or 256")
+    parser.add_argument("--batch", type=int, default=4, help="pieces of 128 px a step, or as many pixels in others")
+    parser.add_argument(
+        "--sides", type=int, nargs="+", default=[64, 128], help="sides of the pieces in turn, px: 64, 128, 192 or 256"
+    )
     parser.add_argument("--rate", type=float, default=0.01, help="highest learning rate; filters take twice that")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16", help="of the convolutions")
     parser.add_argument("--seed", type=int, default=1000, help="seed of data, damage and first weights")

@@ -241,7 +241,7 @@ def test_the_best_average_is_kept_and_a_worse_one_is_not(tmp_path: Path) -> None
 
 def trained(work: Path, *more: str) -> dict[str, object]:
     """The state after a call of the trainer, which takes at least one step wherever time is left."""
-    options = ["--pictures", "8", "--side", "64", "--batch", "2", "--threads", "1", "--seconds", "0.2", *more]
+    options = ["--pictures", "8", "--sides", "64", "--batch", "1", "--threads", "1", "--seconds", "0.2", *more]
     train_lite.main(["--work", str(work), *options])
     state: dict[str, object] = torch.load(work / "state.pt", weights_only=True)
     return state
