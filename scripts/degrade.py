@@ -1,8 +1,8 @@
 """Damaged twins of clean pictures, seeded, and the quality figures PSNR, SSIM and NIQE.
 
-The one place that touches basicsr. Its blur kernels, noise, JPEG and metrics are used where it is installed;
-elsewhere twins in numpy and cv2 compute the same numbers from the same seeds (`tests/test_degrade.py` compares
-them), so that a figure does not depend on what is installed. NIQE alone has no twin: without basicsr it is absent.
+The one place that touches basicsr. Its blur kernels, noise and metrics are used where it is installed; elsewhere
+twins in numpy and cv2 compute the same numbers from the same seeds (`tests/test_degrade.py` compares them), so that a
+figure does not depend on what is installed. NIQE alone has no twin: without basicsr it is absent.
 
 What old photos have (film grain, scratches, dust, halftone, fading, casts, mono and sepia) is made here.
 Fading, casts, mono and sepia change the *target* too: how a photo is toned is not damage that a face cleaner may undo.
@@ -139,16 +139,10 @@ def gaussian_noise_twin(shape: tuple[int, int, int], sigma: float, seed: int, *,
 
 
 def jpeg(pixels: Pixels, quality: int) -> Pixels:
-    """The (h, w, 3) pixels after a JPEG file of that quality (1..100, 4:2:0 chroma as OpenCV writes it)."""
-    degradations = basicsr_part("data.degradations")
-    if degradations is not None:
-        bgr = degradations.add_jpg_compression(np.clip(pixels[..., ::-1], 0, 1), quality)
-        return np.ascontiguousarray(bgr[..., ::-1], np.float32)
-    return jpeg_twin(pixels, quality)
+    """The (h, w, 3) pixels after a JPEG file of that quality (1..100, 4:2:0 chroma as OpenCV writes it).
 
-
-def jpeg_twin(pixels: Pixels, quality: int) -> Pixels:
-    """The JPEG round trip of `jpeg` without basicsr."""
+    Source: basicsr `add_jpg_compression`, which hands OpenCV floats that it complains of and rounds.
+    """
     levels = np.clip(pixels[..., ::-1], 0, 1) * np.float32(255)
     _, data = cv2.imencode(".jpg", np.rint(levels).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
