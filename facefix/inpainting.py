@@ -16,7 +16,7 @@ from facefix import blend, imagefile, inpaint, tone, upscale
 from facefix.errors import DeviceError, PhotoRefused, UsageError
 from facefix.inpaint import compose, matching
 from facefix.inpaint.compose import Bits, Margins
-from facefix.pipeline import OUTSIDE, FaceFix, PhotoLike, as_photo, text_of
+from facefix.pipeline import OUTSIDE, FaceFix, PhotoLike, as_photo, doubting, text_of
 from facefix.recipe import Recipe
 from facefix.types import Box, Photo, Pixels, Raster, Report, Result
 from facefix.weights import Store
@@ -188,10 +188,7 @@ class Inpainter:
                 problem = "expected a mask, got none, and every pixel of the scene is opaque"
                 raise PhotoRefused(photo.meta.source, f"{problem}; give a mask, or --outpaint")
         else:
-            drawn, doubts = _drawn(mask, photo)
-            photo = dataclasses.replace(
-                photo, meta=dataclasses.replace(photo.meta, warnings=photo.meta.warnings + doubts)
-            )
+            photo, drawn = _drawn(mask, photo)
             if not drawn.any() and not any(growth):
                 problem = "the mask is empty: no pixel of it is at least half white and opaque"
                 raise PhotoRefused(photo.meta.source, f"{problem}; draw the hole in white on black")
@@ -366,14 +363,13 @@ def _named(progress: Progress | None, name: str, number: int = 0, count: int = 1
     return lambda done, total: progress(said, done, total)
 
 
-def _drawn(given: MaskLike, photo: Photo) -> tuple[Bits, tuple[str, ...]]:
-    """What the mask shows in white, and what is to be said of the mask.
+def _drawn(given: MaskLike, photo: Photo) -> tuple[Photo, Bits]:
+    """The photo, doubting its mask, and what the mask shows in white.
 
     Raises:
         PhotoError: it cannot be read, is no mask, or has another size than the photo.
     """
     white: NDArray[Any]
-    doubts: tuple[str, ...] = ()
     if isinstance(given, np.ndarray) and (given.dtype == bool or np.issubdtype(given.dtype, np.floating)):
         white = given[:, :, 0] if given.ndim == 3 and given.shape[2] == 1 else given
         if white.ndim != 2 or not ((white >= 0) & (white <= 1)).all():
@@ -383,14 +379,14 @@ def _drawn(given: MaskLike, photo: Photo) -> tuple[Bits, tuple[str, ...]]:
     else:
         picture = as_photo(given)
         white = compose.whiteness(picture)
-        doubts = tuple(f"the mask: {warning}" for warning in picture.meta.warnings)
+        photo = doubting(photo, picture)
     if white.shape != (photo.height, photo.width):
         got = f"{white.shape[1]}x{white.shape[0]}"
         problem = f"the mask does not fit: expected {photo.width}x{photo.height} px as the photo, got {got}"
         turned = white.shape == (photo.width, photo.height) != (photo.height, photo.width)
         advice = "turn it: the photo is taken upright, as it is shown" if turned else "make one of the photo's size"
         raise PhotoRefused(photo.meta.source, f"{problem}; {advice}")
-    return np.asarray(white >= 0.5), doubts
+    return photo, np.asarray(white >= 0.5)
 
 
 def _same(first: Raster | None, second: Raster | None) -> bool:

@@ -136,8 +136,7 @@ class FaceFix:
         """
         started = time.perf_counter()
         # 1 read
-        photo = as_photo(photo)
-        allowed = _user_mask(mask, photo)
+        photo, allowed = _user_mask(mask, as_photo(photo))
         # 2 detect
         recipe = self.recipe
         faces = detect.detect(
@@ -377,16 +376,23 @@ def as_photo(photo: PhotoLike) -> Photo:
     return imagefile.from_pil(photo)
 
 
-def _user_mask(given: Path | Mask | None, photo: Photo) -> Mask | None:
-    """The user's mask as (H, W) float32, or None; white is where something may change.
+def doubting(photo: Photo, mask: Photo) -> Photo:
+    """The photo, whose warnings now tell what is doubtful of its mask, too."""
+    doubts = tuple(f"the mask: {warning}" for warning in mask.meta.warnings)
+    return dataclasses.replace(photo, meta=dataclasses.replace(photo.meta, warnings=photo.meta.warnings + doubts))
+
+
+def _user_mask(given: Path | Mask | None, photo: Photo) -> tuple[Photo, Mask | None]:
+    """The photo, doubting its mask, and the mask as (H, W) float32, or None; white is where something may change.
 
     Raises:
         PhotoError: it cannot be read, or has another size than the photo.
     """
     if given is None:
-        return None
+        return photo, None
     if isinstance(given, Path):
         drawn = imagefile.read(given)
+        photo = doubting(photo, drawn)
         allowed: Mask = drawn.pixels().mean(axis=2, dtype=np.float32)
     else:
         allowed = np.asarray(given, np.float32)
@@ -394,7 +400,7 @@ def _user_mask(given: Path | Mask | None, photo: Photo) -> Mask | None:
         got = "x".join(str(side) for side in allowed.shape[::-1])
         expected = f"expected {photo.width}x{photo.height} px as the photo, got {got}"
         raise PhotoRefused(photo.meta.source, f"the mask does not fit: {expected}; make one of the photo's size")
-    return allowed
+    return photo, allowed
 
 
 def _numbers(setting: str) -> frozenset[int] | None:

@@ -105,6 +105,17 @@ def test_a_mask_of_another_size_is_refused(lite: FaceFix, portrait: np.ndarray, 
         lite(portrait, mask=tmp_path / "mask.png")
 
 
+def test_what_is_doubtful_of_a_mask_is_told(lite: FaceFix, portrait: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(portrait).convert("L").save(tmp_path / "mask.jpg")
+    whole = (tmp_path / "mask.jpg").read_bytes()
+    (tmp_path / "mask.jpg").write_bytes(whole[: len(whole) // 2])
+    result = lite(portrait, mask=tmp_path / "mask.jpg")
+    [told] = result.report.warnings
+    assert told.startswith("the mask: the file is cut short")
+    assert lite.reblend(result, {1: 0.5}).report.warnings == (told,)
+    assert lite(portrait, mask=np.ones((512, 512), np.float32)).report.warnings == ()
+
+
 def test_faces_are_chosen_by_number_size_and_place(portrait: np.ndarray) -> None:
     small = np.asarray(Image.fromarray(portrait).resize((256, 256)))
     pair = np.zeros((512, 900, 3), np.uint8)
