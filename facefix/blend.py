@@ -226,9 +226,9 @@ def _kept_share(original: Pixels, change: Pixels, finest_px: float) -> NDArray[n
     that is a little too low already asks for the patch alone: on six photos with noise of 8 to 12 grey levels and the
     clean crop as restored, these limits gave 0.6 to 4 dB more than the coefficient itself, and nothing less elsewhere.
     """
-    before, added = _luma(original), _luma(change)
-    detail = before - _blurred(before, 0.8 * finest_px)
-    detail_added = added - _blurred(added, 0.8 * finest_px)
+    before, added = luma(original), luma(change)
+    detail = before - blurred(before, 0.8 * finest_px)
+    detail_added = added - blurred(added, 0.8 * finest_px)
     side = 2 * round(5 * finest_px) + 1
     power = cv2.blur(detail * detail, (side, side), borderType=cv2.BORDER_REFLECT_101)
     shared = cv2.blur(detail * detail_added, (side, side), borderType=cv2.BORDER_REFLECT_101)
@@ -373,60 +373,11 @@ def _array(result: Any) -> NDArray[np.float32]:
     return np.asarray(result, np.float32)
 
 
-def _blurred(plane: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
+def blurred(plane: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
     """The plane after a Gaussian."""
     return np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma_px), np.float32)
 
 
-def seam_score(before: Photo, after: Photo, patch: Patch, scale: float = 1.0) -> float:
-    """How strong a new edge along the mask's border is, beside the picture's own detail there: 0 none, 1 as strong.
-
-    The change (after minus before), freed of detail finer than a quarter of the soft band, is differentiated across the
-    border; its 90th percentile, weighted by the mask's slope, is divided by the mean gradient that the photo has around
-    the border plus one grey level a pixel.
-
-    Args:
-        before: the canvas that was pasted into.
-        after: what `paste` made of it.
-        patch: the patch whose border is asked about.
-        scale: canvas pixels for one photo pixel.
-    """
-    box = touched_box(patch, before, scale)
-    if box is None:
-        return 0.0
-    canvas_from_patch = align.invert(align.scaled(patch.patch_from_photo, scale))
-    box_from_patch = canvas_from_patch - np.array([[0, 0, box.x0], [0, 0, box.y0]], np.float64)
-    mask = align.warp(patch.mask, box_from_patch, (box.x1 - box.x0, box.y1 - box.y0), cv2.BORDER_CONSTANT)
-    slope_x, slope_y = _gradient(mask)
-    slope = np.asarray(np.hypot(slope_x, slope_y), np.float32)
-    if not (slope > 1e-4).any():
-        return 0.0
-    old, new = (_luma(photo.pixels(box)) for photo in (before, after))
-    band_px = float(1 / np.percentile(slope[slope > slope.max() / 4], 75))
-    change_x, change_y = _gradient(_blurred(new - old, max(0.5, band_px / 4)))
-    across = np.asarray(
-        np.abs(change_x * slope_x + change_y * slope_y) / np.maximum(slope, np.float32(1e-6)), np.float32
-    )
-    own = np.hypot(*_gradient(_blurred(old, max(0.5, band_px / 8))))
-    texture = float((own * slope).sum() / slope.sum())
-    return _weighted_percentile(across, slope, 0.9) / (texture + 1 / 255)
-
-
-def _luma(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def luma(pixels: Pixels) -> NDArray[np.float32]:
+    """How light each pixel is, (h, w)."""
     return np.asarray(cv2.transform(pixels, _LUMA), np.float32)
-
-
-def _gradient(plane: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Slopes across and down, per pixel."""
-    kernel = np.array([[-0.5, 0.0, 0.5]], np.float32)
-    return (
-        np.asarray(cv2.filter2D(plane, -1, kernel, borderType=cv2.BORDER_REPLICATE), np.float32),
-        np.asarray(cv2.filter2D(plane, -1, kernel.T, borderType=cv2.BORDER_REPLICATE), np.float32),
-    )
-
-
-def _weighted_percentile(values: NDArray[np.float32], weights: NDArray[np.float32], part: float) -> float:
-    """The value below which `part` of the weight lies."""
-    order = np.argsort(values, axis=None)
-    cumulated = np.cumsum(weights.ravel()[order])
-    return float(values.ravel()[order][min(len(order) - 1, int(np.searchsorted(cumulated, part * cumulated[-1])))])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import align, blend, detect, detectors, imagefile, parse, restore, tone, upscale
+from facefix import align, blend, detect, detectors, imagefile, measures, parse, restore, tone, upscale
 from facefix import mask as masks
 from facefix.errors import DegenerateLandmarks, DeviceError, PhotoRefused, UsageError
 from facefix.recipe import Recipe
@@ -342,7 +342,7 @@ class FaceFix:
             return canvas
         photo = blend.paste(canvas, list(pasted.values()), scale, allowed, strengths)
         for number, patch in pasted.items():
-            notes[number] = dataclasses.replace(notes[number], seam=blend.seam_score(canvas, photo, patch, scale))
+            notes[number] = dataclasses.replace(notes[number], seam=measures.seam(canvas, photo, patch, scale))
         return photo
 
     def _report(

@@ -12,7 +12,7 @@ import facefix
 HOUSE = Path(facefix.__file__).parent
 LAYERS = [
     {"errors", "types", "recipe"},
-    {"imagefile", "align", "mask", "tone", "blend", "tiles", "weights", "weightnames", "download", "sheet"},
+    {"imagefile", "align", "mask", "tone", "blend", "measures", "tiles", "weights", "weightnames", "download", "sheet"},
     {
         "runtime", "gpen", "gpen_fast", "gpen_shape", "gpen_steps", "winograd", "ffc", "ffc_fast", "statefile",
         "onnxfile", "networks", "detect",
@@ -30,6 +30,7 @@ BESIDE = {
     "recipe": {"errors", "types"},
     "types": {"errors"},
     "blend": {"align"},
+    "measures": {"align", "blend"},
     "weights": {"download", "weightnames"},
     "weightnames": {"download"},
     "gpen": {"gpen_fast", "gpen_shape"},

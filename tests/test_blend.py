@@ -180,19 +180,3 @@ def test_values_that_overflow_are_clipped() -> None:
     photo = Photo(np.full((60, 60, 3), 250, np.uint8), Meta())
     patch = brighter(patch_of(photo, face_at(30, 30, 30, 0.0), 64), 0.5)
     assert blend.paste(photo, [patch]).raster[30, 30].tolist() == [255, 255, 255]
-
-
-def test_the_seam_score_knows_hard_edges() -> None:
-    rng = np.random.default_rng(0)
-    raster = np.clip(128 + cv2.GaussianBlur(rng.normal(0, 60, (200, 200, 3)), (0, 0), 3), 0, 255).astype(np.uint8)
-    photo = Photo(raster)
-    patch = patch_of(photo, face_at(100, 100, 90, 0.2), 256)
-    same = blend.paste(photo, [patch])
-    assert blend.seam_score(photo, same, patch) == 0
-    soft = brighter(patch, 0.12)
-    hard = dataclasses.replace(soft, mask=(patch.mask > 0.5).astype(np.float32))
-    scores = [blend.seam_score(photo, blend.paste(photo, [p]), p) for p in (brighter(patch, 0.03), soft, hard)]
-    assert 0 < scores[0] < scores[1] < scores[2]
-    assert scores[2] > 2 * scores[1]
-    far = patch_of(photo, face_at(900, 900, 20, 0.0), 64)
-    assert blend.seam_score(photo, same, far) == 0

@@ -27,16 +27,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import align, blend, imagefile
+from facefix import blend, imagefile, measures
 from facefix.errors import PhotoUnreadable, PhotoUnwritable
 from facefix.imagefile.colour import gray_of
 from facefix.imagefile.png import encode_png
 from facefix.jobs.files import inside
-from facefix.types import Box, Mask, Patch, Photo, Raster, Result
+from facefix.types import Box, Photo, Raster, Result
 
 Kept = dict[str, Any]
 """The record of one face, ready for JSON: box, before, after (paths below the store), change, and maybe shares."""
@@ -74,7 +73,7 @@ def keep(store: Path, job_id: str, photo: Photo, result: Result) -> dict[int, Ke
             after = before
         else:
             put(store, after, _png(result.photo, box))
-            change = _change(canvas, result.photo, result.patches[number], box, scale)
+            change = measures.change(canvas, result.photo, result.patches[number], scale)
         kept[number] = {"box": list(box), "before": before, "after": after, "change": round(change, 3)}
     numbers = list(boxes)
     tangled = [numbers[i] for group in blend.groups(list(boxes.values())) if len(group) > 1 for i in group]
@@ -269,17 +268,6 @@ def _below(store: Path, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise PhotoUnreadable(Path(name), "expected the name of a stored face, got a way out of the store")
     return store / name
-
-
-def _change(before: Photo, after: Photo, patch: Patch, box: Box, scale: float) -> float:
-    """The mean difference in grey levels of 255, weighted by the mask."""
-    box_from_patch = align.invert(align.scaled(patch.patch_from_photo, scale)) - np.array(
-        [[0, 0, box.x0], [0, 0, box.y0]]
-    )
-    size = (box.x1 - box.x0, box.y1 - box.y0)
-    mask: Mask = align.warp(patch.mask, box_from_patch, size, cv2.BORDER_CONSTANT)
-    difference = np.abs(after.pixels(box) - before.pixels(box)).mean(axis=2)
-    return float((difference * mask).sum() * 255 / max(float(mask.sum()), 1e-6))
 
 
 def _inside(part: Box, area: Box) -> tuple[slice, slice]:
