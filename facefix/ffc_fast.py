@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facefix.ffc import Convolution, FFCBlock, FFCLayer, Generator, SpectralTransform, reflected
-from facefix.winograd import TILE, Winograd, tiled, transformed
+from facefix.winograd import TILES, Winograd, tiled, transformed
 
+TILE = TILES[torch.float32]
 MANY_CHANNELS = 96
 MANY_PIXELS = 1024
 STRIP_PIXELS = 2048
@@ -150,7 +151,7 @@ class _Memory:
         for picture, convolved in zip(pixels, result.permute(0, 2, 3, 1), strict=True):
             for top in range(0, rows, strip):
                 part = convolved[top : top + strip]
-                tiled(part).copy_(self.strips[key](picture[top : top + len(part) + 2], factors))
+                tiled(part, TILE).copy_(self.strips[key](picture[top : top + len(part) + 2], factors))
         if not any(missing):
             return result
         return result[:, :, :height, :width].contiguous(memory_format=torch.channels_last)

@@ -6,8 +6,8 @@ What the plain form does for every face and every operation is arranged once for
   (demodulation, and the gain of the activation) goes into weights, the blur kernel or the bias: the leaky rectifier
   commutes with positive factors.
 - The blur after a transposed convolution is a depthwise convolution that scales and adds the bias on its way.
-- 3x3 convolutions with many channels go through `winograd` (float32 on a CPU).
-- Levels above 32 px are worked through in strips of rows. A strip's up-sampled features, the encoder's features beside
+- 3x3 convolutions with many channels go through `winograd` (on a CPU).
+- Levels above 16 px are worked through in strips of rows. A strip's up-sampled features, the encoder's features beside
   them, the second convolution and what it adds to the picture are made one after the other while they are in cache;
   both halves of the features are written where the next convolution reads them, so nothing is concatenated.
   Five rows are kept from a strip to the next: the result is exact, and no convolution over all channels is done twice.
@@ -38,8 +38,9 @@ from facefix.gpen_steps import (
     rows_of_noise,
     stored,
 )
+from facefix.winograd import TILES
 
-WHOLE = 32
+WHOLE = 16
 
 
 class FastGPEN:
@@ -57,7 +58,7 @@ class FastGPEN:
         on_cpu = self.start.device.type == "cpu"
         # A GPU has no use for strips, and its libraries choose their own algorithms.
         self.whole = WHOLE if on_cpu else shape.size
-        winograd = on_cpu and self.start.dtype == torch.float32
+        winograd = on_cpu and self.start.dtype in TILES
         self.mapping = [Linear(state, "final_linear.0", 1.0)]
         self.mapping += [Linear(state, f"generator.style.{i + 1}", 0.01) for i in range(shape.n_mlp)]
         self.entry = Entry(state)

@@ -20,8 +20,8 @@ State = Mapping[str, Tensor]
 
 KEPT = 5
 STRIP_PIXELS = 16384
-INNER_PIXELS = 8192
-MANY_CHANNELS = 96
+INNER_PIXELS = {torch.float32: 8192, torch.bfloat16: 2048}
+MANY_CHANNELS = {torch.float32: 96, torch.bfloat16: 256}
 
 
 def stored(features: Tensor) -> Rows:
@@ -147,6 +147,9 @@ class Styled(_Modulated):
         self.bias, self.beside_bias = bias[: self.outputs], bias[self.outputs :]
         self.beside_weight = float(state[f"{name}.noise.weight"]) * GAIN
         self.blur = _blur(self.weight, 4 / 64)
+        if doubles:
+            # Transposed convolutions take them so, and would turn them for every face.
+            self.weight = self.weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
     def demodulation(self, scales: Tensor) -> Tensor:
         """What the outputs are multiplied with, the activation's gain included, (B, outputs)."""
@@ -157,7 +160,7 @@ class Styled(_Modulated):
         scales = self.scales(style)
         values = values * scales[:, :, None, None]
         if self.doubles:
-            values = F.conv_transpose2d(values, self.weight.transpose(0, 1), stride=2)
+            values = F.conv_transpose2d(values, self.weight, stride=2)
             values = F.conv2d(values, self.blur.expand(self.outputs, 1, 4, 4), padding=1, groups=self.outputs)
         else:
             values = F.conv2d(values, self.weight, padding=1)
@@ -232,9 +235,10 @@ class TallLevel(Level):
         self.high = min(size, max(8, STRIP_PIXELS // size))
         self.memory: tuple[Tensor, Tensor] | None = None
         self.winograd: Winograd | None = None
-        if winograd and self.two.inputs >= MANY_CHANNELS:
-            self.inner = max(4, min(self.high + 4, INNER_PIXELS // size // 4 * 4))
-            self.winograd = Winograd(self.two.inputs, self.two.outputs, self.inner, size)
+        if winograd and self.two.inputs >= MANY_CHANNELS[self.two.weight.dtype]:
+            dtype = self.two.weight.dtype
+            self.inner = max(4, min(self.high + 4, INNER_PIXELS[dtype] // size // 4 * 4))
+            self.winograd = Winograd(self.two.inputs, self.two.outputs, self.inner, size, dtype)
             self.products = transformed(self.two.weight)
             self.light = self.products.numel() <= size**2 * self.two.inputs
             if self.light:
@@ -255,15 +259,17 @@ class TallLevel(Level):
         middle, values = self._memory(below, last)
         for top in range(0, size, high):
             end = top + high
+            start, stop = top - 4 if top else 0, size if end == size else end - 4
+            early = beside[0](start, end)
+            late = early[: stop - start] if beside[1] is beside[0] else beside[1](start, stop)
             inside = middle[KEPT : KEPT + high, 1:-1]
             first(inside[..., : one.outputs], top, end)
-            one.beside_into(inside[..., one.outputs :], beside[0](top, end))
+            one.beside_into(inside[..., one.outputs :], early[top - start :])
             if end == size:
                 middle[-1] = 0
-            start, stop = top - 4 if top else 0, size if end == size else end - 4
             made = values[: stop - start] if last else values[start + 1 : stop + 1]
             second(made[:, 1:-1, : two.outputs], middle[start - 1 - top + KEPT : stop + 1 - top + KEPT])
-            two.beside_into(made[:, 1:-1, two.outputs :], beside[1](start, stop))
+            two.beside_into(made[:, 1:-1, two.outputs :], late)
             added = F.conv2d(planes(made), colours, self.rgb.bias)[0, :, :, 1:-1]
             picture[:, start:stop].add_(added)
             middle[:KEPT] = middle[high : high + KEPT]
@@ -283,7 +289,7 @@ class TallLevel(Level):
         one = self.one
         scales = one.scales(style[None])
         factors = one.demodulation(scales)[0]
-        weight, inputs = one.weight.transpose(0, 1), below
+        weight, inputs = one.weight, below
         if weight.numel() > below.numel():
             inputs = below * scales[0]
         else:
@@ -321,7 +327,7 @@ class TallLevel(Level):
                 rows = target[top : top + self.inner]
                 seen = strip[top : top + len(rows) + 2]
                 tiles = winograd(seen if light else seen * scales[0], products)
-                _activate_into(tiled(rows), tiles.add_(bias))
+                _activate_into(tiled(rows, winograd.tile), tiles.add_(bias))
                 if not light:
                     rows.mul_(factors)
 

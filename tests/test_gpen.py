@@ -12,6 +12,7 @@ from torch import Tensor
 from facefix.gpen import GPEN
 from facefix.gpen_fast import FastGPEN
 from facefix.gpen_shape import Shape
+from facefix.gpen_steps import INNER_PIXELS
 
 GOLDEN = Path(__file__).parent / "data" / "gpen"
 LAYOUTS = json.loads((GOLDEN / "checkpoint_layouts.json").read_text())
@@ -139,7 +140,7 @@ def test_fast_form_equals_plain_form_at_1024() -> None:
 @pytest.mark.parametrize("strip", [64 * 8, 64 * 16, 64 * 64])
 def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
     monkeypatch.setattr("facefix.gpen_steps.STRIP_PIXELS", strip)
-    monkeypatch.setattr("facefix.gpen_steps.INNER_PIXELS", strip // 2)
+    monkeypatch.setitem(INNER_PIXELS, torch.float32, strip // 2)
     model = network(128, channels=[8, 8, 8, 8, 56, 12])
     picture = made_picture(128)
     with torch.no_grad():
@@ -193,8 +194,9 @@ def test_noise_above_the_input_is_drawn_from_the_seed_or_given() -> None:
         assert relative(model(picture), model(picture, drawn)) > 1e-3
 
 
-def test_bfloat16_stays_near_float32() -> None:
-    model = network(64)
+@pytest.mark.parametrize("options", [{}, {"channels": [8, 8, 8, 160, 40], "injected": [8, 8, 8, 100, 230]}])
+def test_bfloat16_stays_near_float32(options: dict) -> None:
+    model = network(64, **options)
     picture = made_picture(64)
     with torch.no_grad():
         exact = model(picture)
