@@ -38,7 +38,6 @@ from facefix.gpen_steps import (
     rows_of_noise,
     stored,
 )
-from facefix.winograd import TILES
 
 WHOLE = 16
 
@@ -58,7 +57,6 @@ class FastGPEN:
         on_cpu = self.start.device.type == "cpu"
         # A GPU has no use for strips, and its libraries choose their own algorithms.
         self.whole = WHOLE if on_cpu else shape.size
-        winograd = on_cpu and self.start.dtype in TILES
         self.mapping = [Linear(state, "final_linear.0", 1.0)]
         self.mapping += [Linear(state, f"generator.style.{i + 1}", 0.01) for i in range(shape.n_mlp)]
         self.entry = Entry(state)
@@ -69,7 +67,7 @@ class FastGPEN:
         self.first_rgb = ToRGB(state, "generator.to_rgb1")
         sizes = [8 << index for index in range(len(shape.channels) - 1)]
         self.low = [Level(state, i, size) for i, size in enumerate(sizes) if size <= self.whole]
-        self.high = [TallLevel(state, i, size, winograd) for i, size in enumerate(sizes) if size > self.whole]
+        self.high = [TallLevel(state, i, size, winograd=on_cpu) for i, size in enumerate(sizes) if size > self.whole]
 
     def __call__(self, pictures: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """(B, 3, in_size, in_size) RGB, and noise as GPEN.forward takes it -> (B, 3, size, size)."""

@@ -235,8 +235,8 @@ class TallLevel(Level):
         self.high = min(size, max(8, STRIP_PIXELS // size))
         self.memory: tuple[Tensor, Tensor] | None = None
         self.winograd: Winograd | None = None
-        if winograd and self.two.inputs >= MANY_CHANNELS[self.two.weight.dtype]:
-            dtype = self.two.weight.dtype
+        dtype = self.two.weight.dtype
+        if winograd and self.two.inputs >= MANY_CHANNELS.get(dtype, math.inf):
             self.inner = max(4, min(self.high + 4, INNER_PIXELS[dtype] // size // 4 * 4))
             self.winograd = Winograd(self.two.inputs, self.two.outputs, self.inner, size, dtype)
             self.products = transformed(self.two.weight)
