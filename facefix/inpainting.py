@@ -107,11 +107,13 @@ class Inpainter:
             enlarge = upscale.load(path, device=device, precision=recipe.precision)
             files += ((weight, path),)
         fix = FaceFix.load(_in_hole(recipe), device=device, store=store) if recipe.faces else None
-        notices = [note] if note is not None else []
-        notices += [notice for weight, _ in files if (notice := store.notice(weight)) is not None]
-        notices += fix.notices if fix is not None else ()
+        notices = store.notices(weight for weight, _ in files)
+        if note is not None:
+            notices = note, *notices
+        if fix is not None:
+            notices += fix.notices
         digests = {weight.name: store.digest(path) for weight, path in files}
-        return cls(recipe, kind, engine, fix, enlarge=enlarge, digests=digests, notices=tuple(notices))
+        return cls(recipe, kind, engine, fix, enlarge=enlarge, digests=digests, notices=notices)
 
     def with_recipe(self, recipe: Recipe) -> Inpainter:
         """An Inpainter for another recipe that asks for the same engine, networks and precision; they are shared."""

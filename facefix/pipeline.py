@@ -101,7 +101,7 @@ class FaceFix:
             weight, path = store.require(recipe.upscaler)
             used += (weight,)
             upscaler = upscale.load(path, device=device, precision=recipe.precision)
-        notices = tuple(notice for weight in used if (notice := store.notice(weight)) is not None)
+        notices = store.notices(used)
         return cls(recipe, detector, shelf, parser=parser, upscaler=upscaler, notices=notices, weights=used)
 
     def weight_digests(self) -> dict[str, str]:

@@ -74,7 +74,7 @@ class Colorizer:
         brushes = _Brushes(model or COLORIZER, store, device=device, recipe=recipe)
         fix = FaceFix.load(dataclasses.replace(recipe, restorer="identity"), device=device, store=store)
         fix.restorers, fix.weights = brushes, (*fix.weights, *brushes.weights)
-        fix.notices += tuple(notice for weight in brushes.weights if (notice := store.notice(weight)) is not None)
+        fix.notices += store.notices(brushes.weights)
         return cls(fix, brushes)
 
     def __call__(
@@ -294,9 +294,8 @@ class FaceDrawer:
         if weight.kind not in ("seg2face", "unknown"):
             raise WeightsInvalid(path, f"expected a network that draws faces from label maps, got a {weight.kind}")
         network = networks.load(path, device=device, precision=precision)
-        notice = store.notice(weight)
         digests = {weight.name: store.digest(path)}
-        return cls(network, weight.name, digests=digests, notices=() if notice is None else (notice,))
+        return cls(network, weight.name, digests=digests, notices=store.notices([weight]))
 
     def __call__(self, labels: Labels) -> Pixels:
         """The face, (S, S, 3) float32, 0..1.

@@ -11,7 +11,7 @@ and is downloaded to the first folder of that list. A record is found by its nam
 goes by (`weightnames`); a file that no record knows may be given by its path.
 
 Licences. `fetch` asks for consent before it downloads non-commercial weights (`accept`, or FACEFIX_ACCEPT=name,name).
-A file that its user put into a folder by hand is used as it is: to have it is the user's own decision, and `notice`
+A file that its user put into a folder by hand is used as it is: to have it is the user's own decision, and `notices`
 says once what its licence is.
 
 Digests. A file with a published digest is checked against it, once for each version of the file on disk. Where none is
@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -34,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
 
 from facefix.download import Patience, Progress, Wanted, download, file_digest
 from facefix.errors import DownloadFailed, UsageError, WeightsInvalid, WeightsMissing, WeightsNotAccepted
+from facefix.memory import Memory
 from facefix.types import Weight
 from facefix.weightnames import Listing, files_called, goes_by, key_of, listing_of, names_of, packaged, suffix_of
 
@@ -175,14 +174,14 @@ class Store:
         """The file's digest in lower-case hex, worked out anew only when its size or time has changed."""
         state = path.stat()
         key, mark = f"{algorithm}:{path.resolve()}", [state.st_size, state.st_mtime_ns]
-        memory = self.cache_folder / "digests.json"
-        known = _read(memory, strict=False).get(key)
-        if isinstance(known, dict) and known.get("mark") == mark:
+        memory = Memory(self.cache_folder / "digests.json", strict=False)
+        known = memory.get(key)
+        if known is not None and known.get("mark") == mark:
             return str(known["digest"])
         digest = file_digest(path, algorithm)
         # where nothing can be remembered, the file is simply read again next time
         with contextlib.suppress(OSError):
-            _remember(memory, key, {"mark": mark, "digest": digest}, strict=False)
+            memory.put(key, mark=mark, digest=digest)
         return digest
 
     def verify(self, name_or_path: str | Path) -> Verdict:
@@ -244,8 +243,8 @@ class Store:
             wanted = dataclasses.replace(self._wanted(weight, target), at_least=weight.tensor_bytes)
             download(urls, target, wanted, patience=self.patience, progress=progress)
         except DownloadFailed as error:
-            pin = f"; to trust a new version, remove {weight.name} from {self._pins}" if self.pinned(weight) else ""
-            raise DownloadFailed(f"{weight.name}: {error}{pin}") from error
+            advice = f"; to trust a new version, remove {weight.name} from {self._pins.path}"
+            raise DownloadFailed(f"{weight.name}: {error}{advice if self.pinned(weight) else ''}") from error
         self._pin(weight, target)
         return target
 
@@ -262,14 +261,14 @@ class Store:
 
     def pinned(self, weight: Weight) -> str | None:
         """The sha256 of this record's first download where none is published, else None."""
-        pin = _read(self._pins).get(weight.name)
-        return str(pin["sha256"]) if isinstance(pin, dict) and "sha256" in pin else None
+        pin = self._pins.get(weight.name)
+        return str(pin["sha256"]) if pin is not None and "sha256" in pin else None
 
     def accepted(self, weight: Weight) -> bool:
         """Whether the record may be downloaded: it is free to use, or its licence was agreed to."""
         if weight.commercial or self.consent.intersection(map(key_of, (weight.name, *weight.aliases, weight.files[0]))):
             return True
-        return "accepted" in _read(self._licences).get(weight.name, ())
+        return "accepted" in (self._licences.get(weight.name) or ())
 
     def accept(self, name: str) -> Weight:
         """The record whose licence is agreed to from now on.
@@ -282,38 +281,42 @@ class Store:
         if weight.commercial:
             return weight
         try:
-            _remember(self._licences, weight.name, {"accepted": date.today().isoformat(), "licence": weight.licence})
+            self._licences.put(weight.name, accepted=date.today().isoformat(), licence=weight.licence)
         except OSError as error:
             raise UsageError(
-                f"{self._licences}: consent could not be stored ({error.strerror or error}); "
+                f"{self._licences.path}: consent could not be stored ({error.strerror or error}); "
                 f"set FACEFIX_ACCEPT={weight.name} instead"
             ) from error
         return weight
 
-    def notice(self, weight: Weight) -> str | None:
-        """One line on a non-commercial licence, the first time that its file is used; else None."""
-        if self.accepted(weight) or weight.name in _read(self._licences):
-            return None
-        with contextlib.suppress(OSError):
-            _remember(self._licences, weight.name, {"noticed": date.today().isoformat(), "licence": weight.licence})
-        return f"{weight.name}: licence {weight.licence}; see {weight.source}. This is said once."
+    def notices(self, weights: Iterable[Weight]) -> tuple[str, ...]:
+        """A line on each non-commercial licence among these, the first time that a file of it is used."""
+        told: list[str] = []
+        for weight in weights:
+            if self.accepted(weight) or self._licences.get(weight.name) is not None:
+                continue
+            with contextlib.suppress(OSError):
+                self._licences.put(weight.name, noticed=date.today().isoformat(), licence=weight.licence)
+            told.append(f"{weight.name}: licence {weight.licence}; see {weight.source}. This is said once.")
+        return tuple(told)
 
     def _pin(self, weight: Weight, path: Path) -> None:
         """Nothing; where no digest is published, the first download's is remembered."""
         if weight.sha256 or weight.md5 or self.pinned(weight):
             return
         try:
-            _remember(self._pins, weight.name, {"sha256": self.digest(path), "date": date.today().isoformat()})
+            self._pins.put(weight.name, sha256=self.digest(path), date=date.today().isoformat())
         except OSError as error:
-            raise UsageError(f"{self._pins}: expected a file that can be written, got '{error}'; allow it") from error
+            problem = f"expected a file that can be written, got '{error}'; allow it"
+            raise UsageError(f"{self._pins.path}: {problem}") from error
 
     @property
-    def _licences(self) -> Path:
-        return self.config_folder / "licences.json"
+    def _licences(self) -> Memory:
+        return Memory(self.config_folder / "licences.json")
 
     @property
-    def _pins(self) -> Path:
-        return self.config_folder / "pins.json"
+    def _pins(self) -> Memory:
+        return Memory(self.config_folder / "pins.json")
 
     def _locate(self, weight: Weight, listings: Iterable[Listing]) -> Path | None:
         for listing in listings:
@@ -388,28 +391,3 @@ def _checkout_folder(package: Path) -> Path | None:
 
 def _ambiguous(name: str, records: Iterable[Weight]) -> str:
     return f"{name}: more than one file goes by this name; say which: {', '.join(weight.name for weight in records)}"
-
-
-def _read(path: Path, *, strict: bool = True) -> dict[str, Any]:
-    """What a state file remembers; a damaged one is an error only where it is strict."""
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-    except ValueError:
-        state = None
-    if isinstance(state, dict):
-        return state
-    if strict:
-        raise UsageError(f"{path}: expected JSON, got something else; delete it")
-    return {}
-
-
-def _remember(path: Path, key: str, value: dict[str, Any], *, strict: bool = True) -> None:
-    """Nothing; the state file now holds the value, and two processes do not undo each other's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        state = _read(path, strict=strict) | {key: value}
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        fresh.replace(path)

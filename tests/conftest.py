@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import zlib
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import made_store
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from skimage.data import astronaut
 
 from facefix import cli
 from facefix.gpen import GPEN
+from facefix.weights import Store
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
@@ -94,6 +97,27 @@ def scans(tmp_path: Path, face: np.ndarray) -> Path:
     for path in folder.rglob("*.*"):
         os.utime(path, ns=(0, 800_000_000_123_456_789))
     return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """The true catalogue over two empty folders."""
+    return made_store.empty_store(tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a real server, and the folder whose files it serves."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with made_store.serving(folder) as address:
+        yield address, folder
+
+
+@pytest.fixture
+def shop(store: Store, served: tuple[str, Path]) -> Store:
+    """A store of four small records: free or not, with a published digest or without."""
+    return dataclasses.replace(store, catalogue=made_store.small_records(*served))
 
 
 @pytest.fixture

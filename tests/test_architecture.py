@@ -12,7 +12,10 @@ import facefix
 HOUSE = Path(facefix.__file__).parent
 LAYERS = [
     {"errors", "types", "recipe"},
-    {"imagefile", "align", "mask", "tone", "blend", "measures", "tiles", "weights", "weightnames", "download", "sheet"},
+    {
+        "imagefile", "align", "mask", "tone", "blend", "measures", "tiles", "sheet",
+        "weights", "weightnames", "memory", "download",
+    },
     {
         "runtime", "gpen", "gpen_fast", "gpen_shape", "gpen_steps", "winograd", "ffc", "ffc_fast", "statefile",
         "onnxfile", "networks", "detect",
@@ -31,7 +34,7 @@ BESIDE = {
     "types": {"errors"},
     "blend": {"align"},
     "measures": {"align", "blend"},
-    "weights": {"download", "weightnames"},
+    "weights": {"download", "memory", "weightnames"},
     "weightnames": {"download"},
     "gpen": {"gpen_fast", "gpen_shape"},
     "gpen_fast": {"gpen_shape", "gpen_steps"},
