@@ -25,7 +25,7 @@ KINDS = {
     "upscaler",
     "inpainter",
 }
-LOADERS = {"gpen", "spandrel", "facexlib", "yunet", "sface", "centerface", "lama", "mat", "sface"}
+LOADERS = {"gpen", "spandrel", "facexlib", "yunet", "sface", "centerface", "lama", "mat"}
 ROOT = Path(__file__).parents[1]
 
 
