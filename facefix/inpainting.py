@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from facefix import blend, imagefile, inpaint, tone, upscale
 from facefix.errors import DeviceError, PhotoRefused, UsageError
+from facefix.given import PhotoLike, as_photo, doubting, text_of
 from facefix.inpaint import compose, matching
 from facefix.inpaint.compose import Bits, Margins
-from facefix.pipeline import OUTSIDE, FaceFix, PhotoLike, as_photo, doubting, text_of
+from facefix.pipeline import OUTSIDE, FaceFix
 from facefix.recipe import Recipe
 from facefix.types import Box, Photo, Pixels, Raster, Report, Result
 from facefix.weights import Store

@@ -7,23 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from facefix import align, blend, detect, detectors, imagefile, measures, parse, restore, tone, upscale
+from facefix import align, blend, detect, detectors, identity, imagefile, measures, parse, restore, tone, upscale
 from facefix import mask as masks
-from facefix.errors import DegenerateLandmarks, DeviceError, PhotoRefused, UsageError
+from facefix.errors import DegenerateLandmarks, DeviceError, UsageError
+from facefix.given import PhotoLike, as_photo, face_numbers, selected, text_of, user_mask
 from facefix.recipe import Recipe
 from facefix.restore import Restorer
 from facefix.types import Crop, Face, FaceNote, Mask, Patch, Photo, Pixels, Report, Result, Weight
 from facefix.weights import Store
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-PhotoLike: TypeAlias = "Photo | str | Path | NDArray[Any] | Image.Image"
 Progress = Callable[[int, int], None]
 
 OUTSIDE = "outside of the mask that was given"
@@ -62,6 +57,7 @@ class FaceFix:
         *,
         parser: parse.Parser | None = None,
         upscaler: upscale.Upscaler | None = None,
+        recogniser: identity.Recogniser | None = None,
         notices: tuple[str, ...] = (),
         weights: tuple[Weight, ...] = (),
     ) -> None:
@@ -70,6 +66,7 @@ class FaceFix:
         self.restorers = restorers
         self.parser = parser
         self.upscaler = upscaler
+        self.recogniser = recogniser
         self.notices = notices
         self.weights = weights
 
@@ -88,7 +85,7 @@ class FaceFix:
         """
         recipe = recipe or Recipe()
         store = store or Store.default()
-        _numbers(recipe.face)
+        face_numbers(recipe.face)
         shelf = restore.Shelf(recipe.restorer, store, device=device, precision=recipe.precision)
         detector, weight = detectors.installed(recipe.detector, store, device=device)
         used: tuple[Weight, ...] = (weight, *shelf.weights)
@@ -102,7 +99,16 @@ class FaceFix:
             used += (weight,)
             upscaler = upscale.load(path, device=device, precision=recipe.precision)
         notices = store.notices(used)
-        return cls(recipe, detector, shelf, parser=parser, upscaler=upscaler, notices=notices, weights=used)
+        return cls(
+            recipe,
+            detector,
+            shelf,
+            parser=parser,
+            upscaler=upscaler,
+            recogniser=identity.installed(store),
+            notices=notices,
+            weights=used,
+        )
 
     def weight_digests(self) -> dict[str, str]:
         """sha256 of every weight file that may take part, used already or not, by its record's name."""
@@ -136,7 +142,7 @@ class FaceFix:
         """
         started = time.perf_counter()
         # 1 read
-        photo, allowed = _user_mask(mask, as_photo(photo))
+        photo, allowed = user_mask(mask, as_photo(photo))
         # 2 detect
         recipe = self.recipe
         faces = detect.detect(
@@ -173,12 +179,13 @@ class FaceFix:
             self.restorers,
             parser=self.parser,
             upscaler=self.upscaler,
+            recogniser=self.recogniser,
             notices=self.notices,
             weights=self.weights,
         )
 
     def reblend(self, result: Result, strengths: Mapping[int, float], *, target: Path | None = None) -> Result:
-        """The result blended anew from what was restored, each face at a strength of its own; no network runs.
+        """The result blended anew from what was restored, each face at its own strength; nothing is restored again.
 
         A face at strength 0 is left as it was, as if it had not been chosen.
 
@@ -237,7 +244,7 @@ class FaceFix:
         """A note for each face that is left alone, and a crop for each that is not; numbers count from 1."""
         notes: dict[int, FaceNote] = {}
         chosen: list[_Chosen] = []
-        wanted = _selected(self.recipe.face, photo, faces)
+        wanted = selected(self.recipe.face, photo, faces)
         for number, face in enumerate(faces, 1):
             if number not in wanted:
                 notes[number] = FaceNote(face, "skipped", f"not chosen by --face {self.recipe.face}")
@@ -333,7 +340,7 @@ class FaceFix:
         strengths: Sequence[float],
         notes: dict[int, FaceNote],
     ) -> Photo:
-        """The canvas with the patches pasted, each at its strength; their notes get their seams' scores."""
+        """The canvas with the patches pasted, each at its strength; their notes get what is measured of them."""
         scale = self.recipe.scale
         pasted = dict(patches)
         if self.upscaler is not None:
@@ -342,7 +349,10 @@ class FaceFix:
             return canvas
         photo = blend.paste(canvas, list(pasted.values()), scale, allowed, strengths)
         for number, patch in pasted.items():
-            notes[number] = dataclasses.replace(notes[number], seam=measures.seam(canvas, photo, patch, scale))
+            note, seam, likeness = notes[number], measures.seam(canvas, photo, patch, scale), None
+            if self.recogniser is not None:
+                likeness = self.recogniser.likeness(canvas, photo, note.face.points, scale)
+            notes[number] = dataclasses.replace(note, seam=seam, identity=likeness)
         return photo
 
     def _report(
@@ -359,79 +369,3 @@ class FaceFix:
             seconds=seconds,
             warnings=photo.meta.warnings,
         )
-
-
-def as_photo(photo: PhotoLike) -> Photo:
-    """The photo itself, or read from a path, a Pillow image or an array.
-
-    Raises:
-        PhotoError: it cannot be read.
-    """
-    if isinstance(photo, Photo):
-        return photo
-    if isinstance(photo, str | Path):
-        return imagefile.read(photo)
-    if isinstance(photo, np.ndarray):
-        return imagefile.from_array(photo)
-    return imagefile.from_pil(photo)
-
-
-def doubting(photo: Photo, mask: Photo) -> Photo:
-    """The photo, whose warnings now tell what is doubtful of its mask, too."""
-    doubts = tuple(f"the mask: {warning}" for warning in mask.meta.warnings)
-    return dataclasses.replace(photo, meta=dataclasses.replace(photo.meta, warnings=photo.meta.warnings + doubts))
-
-
-def _user_mask(given: Path | Mask | None, photo: Photo) -> tuple[Photo, Mask | None]:
-    """The photo, doubting its mask, and the mask as (H, W) float32, or None; white is where something may change.
-
-    Raises:
-        PhotoError: it cannot be read, or has another size than the photo.
-    """
-    if given is None:
-        return photo, None
-    if isinstance(given, Path):
-        drawn = imagefile.read(given)
-        photo = doubting(photo, drawn)
-        allowed: Mask = drawn.pixels().mean(axis=2, dtype=np.float32)
-    else:
-        allowed = np.asarray(given, np.float32)
-    if allowed.shape != (photo.height, photo.width):
-        got = "x".join(str(side) for side in allowed.shape[::-1])
-        expected = f"expected {photo.width}x{photo.height} px as the photo, got {got}"
-        raise PhotoRefused(photo.meta.source, f"the mask does not fit: {expected}; make one of the photo's size")
-    return photo, allowed
-
-
-def _numbers(setting: str) -> frozenset[int] | None:
-    """The face numbers that --face lists, or None for a word.
-
-    Raises:
-        UsageError: neither a word that is known nor numbers.
-    """
-    if setting in ("all", "largest", "center"):
-        return None
-    parts = [part.strip() for part in setting.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--face: expected all, largest, center, or numbers from 1 such as 1,3, got {setting!r}")
-    return frozenset(int(part) for part in parts)
-
-
-def _selected(setting: str, photo: Photo, faces: Sequence[Face]) -> frozenset[int]:
-    """The numbers, from 1, of the faces that the setting asks for."""
-    numbers = _numbers(setting)
-    if numbers is not None:
-        return numbers
-    if setting == "all" or not faces:
-        return frozenset(range(1, len(faces) + 1))
-    boxes = np.array([face.box_xyxy for face in faces])
-    sides, middles = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
-    centre = (np.array([photo.width, photo.height]) - 1) / 2
-    distances = np.linalg.norm(middles - centre, axis=1)
-    best = np.argmax(sides.prod(axis=1)) if setting == "largest" else np.argmin(distances)
-    return frozenset({int(best) + 1})
-
-
-def text_of(path: Path | None) -> str | None:
-    """The path as text for a report; bytes that are no UTF-8 are escaped."""
-    return None if path is None else str(path).encode("utf-8", "backslashreplace").decode()

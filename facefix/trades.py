@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from facefix import align, imagefile, networks, parse, runtime, tone
 from facefix.errors import DeviceError, PhotoRefused, WeightsInvalid
+from facefix.given import PhotoLike, as_photo, text_of
 from facefix.imagefile.xmp import all_made
-from facefix.pipeline import FaceFix, PhotoLike, Progress, as_photo, text_of
+from facefix.pipeline import FaceFix, Progress
 from facefix.recipe import Recipe
 from facefix.restore import NetworkRestorer, Restorer, Shelf
 from facefix.types import Crop, Labels, Mask, Meta, Photo, Pixels, PlainSRGB, Report, Result

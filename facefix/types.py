@@ -205,7 +205,11 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class FaceNote:
-    """What became of one face, and why."""
+    """What became of one face, and why.
+
+    `seam` is `measures.seam`'s, and `identity` the likeness of the face before and after, -1..1, `identity`'s; both are
+    None where nothing was restored, and identity where the recogniser's weights are not there, too.
+    """
 
     face: Face
     outcome: Outcome
@@ -213,6 +217,7 @@ class FaceNote:
     restorer: str | None = None
     size: int | None = None
     seam: float | None = None
+    identity: float | None = None
     seconds: float = 0.0
 
 

@@ -36,7 +36,7 @@ def test_report_faces_and_comparison_are_written(facefix: Command, portrait_file
     assert (written["source"], written["target"]) == (str(portrait_file), str(out))
     assert written["recipe"]["strength"] == 0.5
     [face] = written["faces"]
-    keys = ["box_xyxy", "points", "score", "outcome", "reason", "restorer", "size", "seam", "seconds"]
+    keys = ["box_xyxy", "points", "score", "outcome", "reason", "restorer", "size", "seam", "identity", "seconds"]
     assert list(face) == keys
     assert sorted(path.name for path in faces.iterdir()) == ["portrait.01.after.png", "portrait.01.before.png"]
     assert size(faces / "portrait.01.after.png") == (256, 256)

@@ -132,6 +132,7 @@ def report_json(report: Report) -> dict[str, Any]:
             "restorer": note.restorer,
             "size": note.size,
             "seam": None if note.seam is None else round(note.seam, 4),
+            "identity": None if note.identity is None else round(note.identity, 4),
             "seconds": round(note.seconds, 4),
         }
         for note in report.faces

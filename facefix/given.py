@@ -1,0 +1,96 @@
+"""What callers give, made ready: the photo, the mask, and the faces that they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facefix import imagefile
+from facefix.errors import PhotoRefused, UsageError
+from facefix.types import Face, Mask, Photo
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PhotoLike: TypeAlias = "Photo | str | Path | NDArray[Any] | Image.Image"
+
+
+def as_photo(photo: PhotoLike) -> Photo:
+    """The photo itself, or read from a path, a Pillow image or an array.
+
+    Raises:
+        PhotoError: it cannot be read.
+    """
+    if isinstance(photo, Photo):
+        return photo
+    if isinstance(photo, str | Path):
+        return imagefile.read(photo)
+    if isinstance(photo, np.ndarray):
+        return imagefile.from_array(photo)
+    return imagefile.from_pil(photo)
+
+
+def doubting(photo: Photo, mask: Photo) -> Photo:
+    """The photo, whose warnings now tell what is doubtful of its mask, too."""
+    doubts = tuple(f"the mask: {warning}" for warning in mask.meta.warnings)
+    return dataclasses.replace(photo, meta=dataclasses.replace(photo.meta, warnings=photo.meta.warnings + doubts))
+
+
+def user_mask(given: Path | Mask | None, photo: Photo) -> tuple[Photo, Mask | None]:
+    """The photo, doubting its mask, and the mask as (H, W) float32, or None; white is where something may change.
+
+    Raises:
+        PhotoError: it cannot be read, or has another size than the photo.
+    """
+    if given is None:
+        return photo, None
+    if isinstance(given, Path):
+        drawn = imagefile.read(given)
+        photo = doubting(photo, drawn)
+        allowed: Mask = drawn.pixels().mean(axis=2, dtype=np.float32)
+    else:
+        allowed = np.asarray(given, np.float32)
+    if allowed.shape != (photo.height, photo.width):
+        got = "x".join(str(side) for side in allowed.shape[::-1])
+        expected = f"expected {photo.width}x{photo.height} px as the photo, got {got}"
+        raise PhotoRefused(photo.meta.source, f"the mask does not fit: {expected}; make one of the photo's size")
+    return photo, allowed
+
+
+def face_numbers(setting: str) -> frozenset[int] | None:
+    """The face numbers that --face lists, or None for a word.
+
+    Raises:
+        UsageError: neither a word that is known nor numbers.
+    """
+    if setting in ("all", "largest", "center"):
+        return None
+    parts = [part.strip() for part in setting.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--face: expected all, largest, center, or numbers from 1 such as 1,3, got {setting!r}")
+    return frozenset(int(part) for part in parts)
+
+
+def selected(setting: str, photo: Photo, faces: Sequence[Face]) -> frozenset[int]:
+    """The numbers, from 1, of the faces that the setting asks for."""
+    numbers = face_numbers(setting)
+    if numbers is not None:
+        return numbers
+    if setting == "all" or not faces:
+        return frozenset(range(1, len(faces) + 1))
+    boxes = np.array([face.box_xyxy for face in faces])
+    sides, middles = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
+    centre = (np.array([photo.width, photo.height]) - 1) / 2
+    distances = np.linalg.norm(middles - centre, axis=1)
+    best = np.argmax(sides.prod(axis=1)) if setting == "largest" else np.argmin(distances)
+    return frozenset({int(best) + 1})
+
+
+def text_of(path: Path | None) -> str | None:
+    """The path as text for a report; bytes that are no UTF-8 are escaped."""
+    return None if path is None else str(path).encode("utf-8", "backslashreplace").decode()
