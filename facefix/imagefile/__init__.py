@@ -18,11 +18,9 @@ What becomes of a photo's parts
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import mmap
 import os
-import secrets
 import shutil
 import stat
 import struct
@@ -30,7 +28,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal
 
 import cv2
 import numpy as np
@@ -39,6 +37,7 @@ from PIL import Image
 
 from facefix.errors import PhotoError, PhotoRefused, PhotoUnreadable, PhotoUnwritable
 from facefix.imagefile import colour, exif
+from facefix.imagefile.atomic import atomically, sync_folder
 from facefix.imagefile.decode import decode, from_pillow, settle_metadata
 from facefix.imagefile.encode import FORMAT_OF, eight_bits, encode, format_for
 from facefix.imagefile.found import Data, Found, UndecodableError, one_line
@@ -69,9 +68,7 @@ _READ_ONLY_SUFFIXES = {
     "JPEG2000": {".jp2", ".j2k", ".jpx"},
     "PSD": {".psd"},
 }
-_EXISTS = "exists already; choose another name or allow overwriting"
 _MAP_FROM = 64 << 20  # an uncompressed TIFF of that size is mapped, not read: it need not be in memory twice
-_Told = TypeVar("_Told")
 # what decoders are known to raise on damaged data
 _DAMAGE = (OSError, SyntaxError, ValueError, RuntimeError, LookupError, TypeError, EOFError, ArithmeticError)
 
@@ -231,8 +228,7 @@ def write(
 ) -> tuple[str, ...]:
     """What the written file could not hold, one line each; the photo stands at `path` when this returns.
 
-    The bytes go to a temporary file in the same folder, to the disk, and then to their name in one step: nobody ever
-    sees half a file, and after an error there is nothing.
+    Nobody ever sees half a file, and after an error there is nothing.
 
     Args:
         photo: to be written.
@@ -249,7 +245,7 @@ def write(
         form = format_for(path)
     except ValueError as error:
         raise PhotoUnwritable(path, str(error)) from error
-    return _atomically(path, lambda file: encode(photo, form, file, ai_label=ai_label, regions=regions), overwrite)
+    return atomically(path, lambda file: encode(photo, form, file, ai_label=ai_label, regions=regions), overwrite)
 
 
 def save(
@@ -299,58 +295,9 @@ def copy_source(source: str | os.PathLike[str], target: str | os.PathLike[str], 
         if overwrite and target.exists() and os.path.samefile(source, target):
             return
         with open(source, "rb") as original:
-            _atomically(target, lambda file: shutil.copyfileobj(original, file, 1 << 20), overwrite)
+            atomically(target, lambda file: shutil.copyfileobj(original, file, 1 << 20), overwrite)
     except OSError as error:
         raise PhotoUnreadable(source, f"{error.strerror or one_line(error)}; check the file") from error
-
-
-def _atomically(path: Path, fill: Callable[[BinaryIO], _Told], overwrite: bool) -> _Told:
-    """What `fill` returns, after its bytes have got to `path` in one step."""
-    if not overwrite and os.path.lexists(path):
-        raise PhotoUnwritable(path, _EXISTS)
-    temporary = path.with_name(f".facefix-{secrets.token_hex(8)}.tmp")  # short, however long the name is
-    try:
-        with open(temporary, "xb") as file:
-            told = fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite and path.exists():
-            shutil.copymode(path, temporary)
-        _rename(temporary, path, overwrite)
-    except FileExistsError as error:
-        raise PhotoUnwritable(path, _EXISTS) from error
-    except (OSError, ValueError, RuntimeError, MemoryError, struct.error) as error:
-        problem = (isinstance(error, OSError) and error.strerror) or one_line(error)
-        raise PhotoUnwritable(path, f"it could not be written ({problem}); check the folder and the disk") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return told
-
-
-def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
-    if not overwrite:
-        try:
-            os.link(temporary, path)  # unlike a rename, fails where another process was quicker
-            return
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            if os.path.lexists(path):
-                raise FileExistsError from None
-    os.replace(temporary, path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the new name last through a power cut, where the system can do that for folders."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _assembled(found: Found, source: Path | None) -> Photo:
