@@ -123,7 +123,9 @@ def restore(
         Path | None,
         typer.Option(
             help="Write what was done to each face as JSON: an object for one photo, a list for more; one object a "
-            "line where the name ends in .jsonl. A run over many photos writes OUT/.facefix/report.jsonl anyhow.",
+            "line where the name ends in .jsonl. A run over many photos writes OUT/.facefix/report.jsonl anyhow. "
+            "`seam` is how strong an edge the paste left (0 none, 1 as the photo's own detail), `identity` how like "
+            "itself the face still is (-1 to 1; null without the weights sface).",
             show_default=False,
         ),
     ] = None,

@@ -51,6 +51,9 @@ def review(
     The board is one HTML file that opens from disk in any browser and needs no network. Flip, accept and reject faces
     with keys or clicks; the browser remembers. Then export the decisions, and have them carried out by `facefix apply`.
 
+    It sorts by change, seam, size or name, and by identity, the least alike first: how like itself each face still is,
+    -1 to 1. That is measured while restoring where `sface` is among the weights (`facefix weights fetch sface`).
+
     [bold]Examples[/bold]
 
       facefix review restored/

@@ -17,6 +17,7 @@ from typing import Any
 import archive
 import numpy as np
 import pytest
+import recogniser
 from archive import RECIPE, group_photo, row_at
 from conftest import Command
 from PIL import Image
@@ -50,6 +51,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def out(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made / "out", tmp_path / "out")
     return tmp_path / "out"
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of which the first photo was restored without a recogniser, and the second with one."""
+    folder = tmp_path_factory.mktemp("compared")
+    recipe = dataclasses.replace(RECIPE, face="1,2")
+    archive.save(group_photo(), folder / "scans" / "before.png")
+    archive.restore(folder / "scans", folder / "out", recipe)
+    archive.save(group_photo()[:, ::-1], folder / "scans" / "since.png")
+    with pytest.MonkeyPatch.context() as patch:
+        recogniser.put(folder / "weights", patch)
+        archive.restore(folder / "scans", folder / "out", recipe)
+    return folder / "out"
 
 
 def board(out: Path, path: Path | None = None, **options: int) -> list[Path]:
@@ -103,6 +118,23 @@ def test_most_changed_first_and_the_picture_is_before_over_after(out: Path) -> N
         for number, kept in enumerate(stored):
             part = picture.crop((0, number * half, picture.size[0], (number + 1) * half)).resize((24, 24))
             assert np.abs(np.asarray(part).astype(int) - kept[..., :3]).mean() < 6
+
+
+def test_identity_stands_where_it_was_measured(compared: Path, out: Path, tmp_path: Path) -> None:
+    told = data_in(board(compared, tmp_path / "board.html")[0])
+    alike = {(told["photos"][entry[0]][1], entry[1]): entry[12] for entry in told["entries"]}
+    assert [alike["before.png", face] for face in (1, 2, 3)] == [None] * 3
+    assert alike["since.png", 3] is None
+    for face in (1, 2):
+        assert -1 <= alike["since.png", face] < 1
+    # a report of an earlier version says nothing of it
+    with Journal.open(out) as journal:
+        row = row_at(journal, "a group.jpg")
+        report = dict(archive.report_at(journal, "a group.jpg"))
+        report["faces"] = [{key: value for key, value in face.items() if key != "identity"} for face in report["faces"]]
+        assert row.id is not None
+        journal.amend(row.id, report)
+    assert {entry[12] for entry in data_in(board(out)[0])["entries"]} == {None}
 
 
 def test_nothing_from_outside_ends_a_block_or_gets_into_the_markup(out: Path) -> None:
@@ -335,3 +367,36 @@ def test_focus_and_keys_work_together(out: Path, browser: Any) -> None:
     page.press("b")
     assert page.run("return document.querySelectorAll('#grid .face:not(.after)').length") == 6
     assert page.run("return document.querySelector('a[href*=before]').protocol") == "file:"
+
+
+@pytest.mark.slow
+def test_the_least_alike_come_first_and_those_not_measured_last(
+    compared: Path, out: Path, tmp_path: Path, browser: Any
+) -> None:
+    page = Page(browser, board(compared, tmp_path / "board.html")[0])
+    page.choose("sort", "identity, least alike first")
+    marks = [card.split("\n")[-1] for card in page.cards()]
+    assert [mark.startswith("identity ") for mark in marks] == [True] * 4
+    assert marks[2:] == ["identity not measured"] * 2
+    first, second = (float(mark.removeprefix("identity ")) for mark in marks[:2])
+    assert -1 <= first <= second < 1
+    order = page.run("return shown.map(entry => entry.identity)")
+    assert order[0] <= order[1]
+    assert order[2:] == [None, None]
+    assert f"{first:.2f}, where 1 is as before" in page.text("facts")
+    page.press("\ue010")  # to the end
+    assert "identity\nnot measured" in page.text("facts")
+    page.choose("sort", "change")
+    assert all("change" in card for card in page.cards())
+    # where no face has the number, the choice is there, says why, and cannot be taken
+    page = Page(browser, board(out)[0])
+    options = browser.find_elements("css selector", "#sort option")
+    [option] = [each for each in options if each.text.startswith("identity")]
+    assert (option.is_enabled(), "the run had no sface weights" in option.text) == (False, True)
+    option.click()
+    assert page.run("return at('sort').value") == "change"
+    assert "identity" not in page.text("facts")
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert page.run("return document.documentElement.scrollWidth") <= 360
+    assert browser.get_log("browser") == []

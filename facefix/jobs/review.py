@@ -55,6 +55,7 @@ class _Entry:
     kind: int
     reason: str = ""
     seam: float | None = None
+    identity: float | None = None
     size_px: float | None = None
     record: Kept | None = None
 
@@ -157,7 +158,9 @@ def _entries(journal: Journal) -> tuple[list[_Entry], str]:
             kind = "rejected" if face.get("rejected") else face["outcome"]
             width = face["box_xyxy"][2] - face["box_xyxy"][0]
             about = (report["id"], name, source)
-            entries.append(_Entry(about, number, _KINDS[kind], face["reason"], face["seam"], width, face.get("kept")))
+            # reports of earlier versions have no identity
+            measured = face["seam"], face.get("identity"), width
+            entries.append(_Entry(about, number, _KINDS[kind], face["reason"], *measured, face.get("kept")))
     if not photos and not failed:
         raise JournalError(journal.out, "no photo was finished yet; run `facefix restore` first")
     told = f"{photos:,} photos done" + (f", {faceless:,} of them without a face" if faceless else "")
@@ -186,6 +189,7 @@ def _data(out: Path, entries: list[_Entry], sums: str, paths: list[Path], part: 
                 None if record is None else thumb,
                 *size,
                 *([record["before"], record["after"]] if record is not None else ["", ""]),
+                entry.identity,
             ]
         )
         thumb += record is not None
