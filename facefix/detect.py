@@ -27,7 +27,7 @@ Rotations = Literal["auto", "always", "never"]
 TILE_PX, OVERLAP_PX = 1280, 128
 CANDIDATE = 0.6
 """A first find whose score is below this part of the threshold is a mere suspicion."""
-LOOK = 2.2
+LOOK = 2.0
 """Side of the second look in face sizes."""
 FAINT = 0.05
 INSIDE = 0.6
@@ -182,15 +182,15 @@ def _turned_back(found: Found, turns: int, height: int, width: int) -> Found:
 def _looked_at(found: Found, levels: list[Level], detector: Detector, least: float) -> Found:
     """Of the finds those that a closer look finds again, upright, as it is and mirrored; the mean of both looks.
 
-    A mere suspicion is put right by a small look first. One whose score could not count, whatever the mirror shows, is
-    not looked at there.
+    A mere suspicion is put right by a small look first; where that leads to a face that is known by then, it was a
+    part of that one. A find whose score could not count, whatever the mirror shows, is not looked at there.
     """
-    seen = []
-    for i in range(len(found)):
+    seen: list[Found] = []
+    for i in np.argsort(-found.scores, kind="stable"):
         find = found[i : i + 1]
         if find.scores[0] < least * CANDIDATE:
             small = _view(find, levels, detector.best_px / 2)
-            find = small.in_photo(small.look(detector))
+            find = _beside(join(seen), small.in_photo(small.look(detector)), least)
         if not len(find):
             continue
         view = _view(find, levels, detector.best_px)
@@ -199,6 +199,14 @@ def _looked_at(found: Found, levels: list[Level], detector: Detector, least: flo
             looks.append(view.look(detector, mirrored=True))
         seen.append(view.in_photo(join(looks)))
     return join(seen)
+
+
+def _beside(seen: Found, find: Found, least: float) -> Found:
+    """The find, or nothing where it is a part of what was seen and counts."""
+    faces = seen[seen.scores >= least]
+    both = join([faces, find])
+    kept = distinct(both, -np.arange(len(both)), inside=INSIDE)
+    return both[kept[kept >= len(faces)]]
 
 
 def _turns_upright(found: Found, levels: list[Level], detector: Detector, most: int = 4) -> int:

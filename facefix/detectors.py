@@ -181,7 +181,7 @@ class CenterFace(Detector):
     name = "centerface"
     threshold = 0.55
     suspicion = 0.2
-    suspect_px, best_px, largest_px = 10.0, 90.0, 320.0
+    suspect_px, best_px, largest_px = 10.0, 64.0, 320.0
     sure = 0.7
 
     def __init__(self, path: Path) -> None:
