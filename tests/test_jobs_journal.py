@@ -196,6 +196,19 @@ def test_the_report_is_written_whole_a_line_a_photo_or_a_list(journal: Journal, 
         journal.export(listed / "below.jsonl")
 
 
+def test_the_newest_run_tells_its_folder_and_recipe_before_anything_is_done(journal: Journal) -> None:
+    assert journal.newest() is None
+    run, _ = queued(journal, "deep/in/a.jpg")
+    finished(journal, journal.claim(run, 1)[0])
+    run, recipe = journal.begin(), journal.recipe("other", {"seed": 7}, {"net": "ab"})
+    assert journal.newest()[1] == {"seed": 0}  # it has met no photo yet
+    journal.add(photo("b.jpg", root="/others"), run=run, recipe=recipe)
+    row, told = journal.newest()
+    assert (row.root, row.place, told) == (Path("/others"), Path("b.jpg"), {"seed": 7})
+    journal.add(photo("deep/in/a.jpg"), run=run, recipe=recipe)
+    assert {journal.newest()[0].root, journal.row(row_id("w", Path("deep/in/a.jpg"))).root} == {Path("/scans")}
+
+
 def test_an_empty_journal_gives_an_empty_report(journal: Journal, tmp_path: Path) -> None:
     journal.export(tmp_path / "report.json", lines=False)
     journal.export(tmp_path / "report.jsonl")

@@ -29,8 +29,10 @@ from facefix.jobs import undo
 from facefix.jobs.database import FOLDER
 from facefix.jobs.journal import Journal
 from facefix.recipe import Recipe
-from facefix.web.archive_run import Archive, Standing, below, folders, inside
+from facefix.web.archive import Archive
+from facefix.web.archive_run import Standing
 from facefix.web.archive_status import told_of_journal, told_of_run
+from facefix.web.folders import below, folders, inside
 from facefix.web.house import House
 
 EVIL = "<img src=x onerror=alert(1)>.jpg"
@@ -133,6 +135,7 @@ def test_the_page_goes_on_with_what_the_command_began_and_the_other_way_round(ho
     (source / "bad.jpg").write_bytes(b"nothing of a photo")
     scans(source, 6)
     rooms = Archive(house)
+    assert rooms.began_with(tmp_path / "out" / "none") is None
     assert rooms.began_with(out) == (source, RECIPE)
     run = rooms.start("a", "b", RECIPE)
     with pytest.raises(UsageError, match="a is being restored, expected one archive at a time; wait for it, or pause"):

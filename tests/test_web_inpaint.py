@@ -26,7 +26,8 @@ from facefix import Recipe, imagefile
 from facefix.inpainting import Inpainter
 from facefix.types import Photo
 from facefix.web.house import House
-from facefix.web.inpaint_tab import CANVAS_PX, _choices, drawing_models, hole_of, shrunk
+from facefix.web.inpaint_tab import _choices, drawing_models
+from facefix.web.painting import CANVAS_PX, hole_of, shrunk
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -158,15 +158,7 @@ class Journal:
             self._do(
                 "INSERT OR IGNORE INTO photos (place, source, own, base, bytes, mtime_ns, inode, run, recipe, state) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued')",
-                *(
-                    place,
-                    os.fsencode(found.source),
-                    os.fsencode(found.own),
-                    os.fsencode(found.base),
-                    *mark,
-                    run,
-                    recipe,
-                ),
+                *(place, *map(os.fsencode, (found.source, found.own, found.base)), *mark, run, recipe),
             )
             return "new", None
         row, (seen, before) = row_of(there[0]), there[0][-2:]
@@ -310,6 +302,14 @@ class Journal:
             if not page:
                 return
             last = page[-1][1]
+
+    def newest(self) -> tuple[Row, dict[str, Any]] | None:
+        """A photo that the newest run met, and the run's recipe; None before any was met."""
+        found = self._do(
+            f"SELECT {COLUMNS}, recipes.recipe FROM photos JOIN recipes ON recipes.number = photos.recipe "
+            "ORDER BY run DESC, photos.number LIMIT 1"
+        )
+        return (row_of(found[0]), json.loads(found[0][-1])) if found else None
 
     def row(self, id: str) -> Row | None:
         """The row of that id, or None."""

@@ -70,6 +70,11 @@ class Row:
     reason: str
     traceback: str
 
+    @property
+    def root(self) -> Path:
+        """The folder that was walked: the source without its place."""
+        return self.source.parents[len(self.place.parts) - 1]
+
 
 COLUMNS = (
     "photos.number, place, source, own, base, bytes, mtime_ns, inode, state, attempt, sha256, work, id, target, "

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from facefix.errors import shown
-from facefix.web.archive_run import Archive, Standing, below
+from facefix.web.archive import Archive
+from facefix.web.archive_run import Standing
+from facefix.web.folders import below, name_of
 
 _TITLES = {
     "starting": "getting ready",
@@ -19,11 +21,6 @@ _TITLES = {
     "finished": "done",
     "broken": "stopped",
 }
-
-
-def name_of(path: Path, base: Path) -> str:
-    """What the page calls a folder of the server."""
-    return shown(path.relative_to(base)) if path.is_relative_to(base) else path.name
 
 
 def told_of_run(source: Path, out: Path, standing: Standing, archive: Archive) -> str:

@@ -11,7 +11,6 @@ be carried out.
 from __future__ import annotations
 
 import html
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,10 +24,11 @@ from facefix.errors import FacefixError, shown
 from facefix.jobs import review
 from facefix.jobs.journal import Journal
 from facefix.recipe import Recipe
-from facefix.web.archive_run import Archive, below, folders
-from facefix.web.archive_status import name_of, report_of, told_of_deed, told_of_journal, told_of_run
+from facefix.web.archive import Archive
+from facefix.web.archive_status import report_of, told_of_deed, told_of_journal, told_of_run
+from facefix.web.folders import below, folders, name_of
 from facefix.web.house import House, Visit
-from facefix.web.settings import controls, offers, recipe_of
+from facefix.web.settings import by_name, controls, offers, recipe_of
 from facefix.web.words import trouble
 
 MAIN = ("restorer", "strength", "scale", "colour")
@@ -232,19 +232,14 @@ class _Deed:
         return [name_of(found[0], self.archive.input_dir), None, *self._values(found[1])]
 
     def starting(self, answer: Callable[[], Any]) -> Any:
-        """`start` with a parameter for each setting, by name: so programs have them, too."""
+        """`start` as the page and programs call it, with each setting."""
 
         def start(*given: Any) -> Any:
             source, out, again, *values = given
             self.start(source, out, again, dict(zip(self.names, values, strict=True)))
             return answer()
 
-        usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        names = ("photos", "results", "retry_failed", *self.names)
-        start.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [inspect.Parameter(name, usual) for name in names]
-        )
-        return start
+        return by_name(start, ("photos", "results", "retry_failed", *self.names))
 
     def start(self, source: str | None, out: str | None, again: bool, values: Mapping[str, Any]) -> None:
         """Nothing; the run is begun or gone on with."""

@@ -8,7 +8,6 @@ read from the file that was sent: depth, profile and metadata stay, and the file
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +25,15 @@ from facefix.errors import PhotoRefused
 from facefix.inpaint import compose
 from facefix.inpainting import Inpainter
 from facefix.recipe import Recipe
-from facefix.types import Box, Photo, PlainSRGB, Result
+from facefix.types import Photo, Result
 from facefix.web.compare import compare, comparison, shown
 from facefix.web.house import House
-from facefix.web.settings import controls, missing, offers, recipe_of
+from facefix.web.painting import hole_of, shrunk
+from facefix.web.settings import by_name, controls, missing, offers, recipe_of
 from facefix.web.words import plainly, remark, trouble
 
 MAIN = ("engine", "region", "dilate_px", "feather_px", "faces")
 LEFT_OUT = ("face",)
-CANVAS_PX = 1024
 _WORK = "inpainted photo"
 _FARTHEST_GROWN, _MOST_CANDIDATES = 2, 9
 _PER_CALL = frozenset(
@@ -205,23 +203,14 @@ class _Deed:
         )
 
     def filling(self, answer: Callable[[Work], tuple[Any, ...]]) -> Any:
-        """`fill` with a parameter for each setting, by name: so the API has them, too."""
+        """`fill` as the page and programs call it, with each setting."""
 
         def fill(*given: Any) -> Any:
             photo, painted, mask, *values, request, progress = given
             told = dict(zip(self.names, values, strict=True))
             return answer(self.fill(photo, painted, mask, told, request, progress))
 
-        usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        fill.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                *(inspect.Parameter(name, usual) for name in ("photo", "painted", "mask", *self.names)),
-                inspect.Parameter("request", usual, annotation=gr.Request),
-                inspect.Parameter("progress", usual, default=gr.Progress()),
-            ]
-        )
-        fill.__annotations__ = {"request": gr.Request}
-        return fill
+        return by_name(fill, ("photo", "painted", "mask", *self.names), asked=True)
 
     def fill(
         self,
@@ -324,42 +313,6 @@ class _Deed:
             mask_file = folder / f"{path.stem}.mask.png"
             Image.fromarray(hole.astype(np.uint8) * 255).save(mask_file)
         return Work(folder, tuple(values), tuple(files), mask_file)
-
-
-def shrunk(photo: Photo) -> NDArray[np.uint8]:
-    """The photo in 8-bit sRGB to be painted on: (h, w, 3 or 4), its longer side at most `CANVAS_PX`."""
-    shrink = min(1.0, CANVAS_PX / max(photo.width, photo.height))
-    size = (max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink)))
-    if size == (photo.width, photo.height):
-        small = photo.pixels(Box(0, 0, photo.width, photo.height))
-    else:
-        area: Any = cv2.resize(photo.raster, size, interpolation=cv2.INTER_AREA)
-        small = photo.colour.to_srgb(area)
-    eight = np.asarray(PlainSRGB().from_srgb(small, 8), np.uint8)
-    if photo.alpha is None:
-        return eight
-    seen: Any = cv2.resize(photo.alpha, size, interpolation=cv2.INTER_AREA)
-    full = np.iinfo(photo.alpha.dtype).max
-    return np.dstack([eight, np.asarray(seen.astype(np.float32) * (255 / full), np.uint8)])
-
-
-def hole_of(painted: Mapping[str, Any] | None, photo: Photo) -> NDArray[np.bool_] | None:
-    """What was painted, in the photo's own pixels: (H, W); None where nothing was.
-
-    Args:
-        painted: as `gr.ImageEditor` gives it; only its layers count.
-        photo: what was shrunk to paint on.
-    """
-    drawn: NDArray[Any] | None = None
-    for layer in (painted or {}).get("layers") or ():
-        alpha = np.asarray(layer)[:, :, 3].astype(np.float32) / 255
-        drawn = alpha if drawn is None or drawn.shape != alpha.shape else np.maximum(drawn, alpha)
-    if drawn is None or not (drawn >= 0.5).any():
-        return None
-    if drawn.shape != (photo.height, photo.width):
-        # by pixels' centres, as INTER_LINEAR maps them: the edge lies where it was painted, between the copy's pixels
-        drawn = np.asarray(cv2.resize(drawn, (photo.width, photo.height), interpolation=cv2.INTER_LINEAR))
-    return np.asarray(drawn >= 0.5)
 
 
 def _told_by(progress: gr.Progress) -> Any:

@@ -6,7 +6,6 @@ taking less of it, only blends anew. The file to download is written by `FaceFix
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from facefix.recipe import Recipe
 from facefix.types import Photo, Result
 from facefix.web.compare import compare, comparison, face_entries, shown
 from facefix.web.house import House
-from facefix.web.settings import controls, missing, recipe_of
+from facefix.web.settings import by_name, controls, missing, recipe_of
 from facefix.web.words import plainly, remark, trouble
 
 MAIN = ("restorer", "strength", "scale", "colour")
@@ -155,23 +154,13 @@ class _Deed:
         self.house, self.names = house, names
 
     def restoring(self, answer: Answer) -> Any:
-        """`restore` with a parameter for each setting, by name: so programs have them, too."""
+        """`restore` as the page and programs call it, with each setting."""
 
         def restore(*given: Any) -> Any:
             photo, *values, request, progress = given
             return answer(*self.restore(photo, dict(zip(self.names, values, strict=True)), request, progress))
 
-        usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        restore.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter("photo", usual),
-                *(inspect.Parameter(name, usual) for name in self.names),
-                inspect.Parameter("request", usual, annotation=gr.Request),
-                inspect.Parameter("progress", usual, default=gr.Progress()),
-            ]
-        )
-        restore.__annotations__ = {"request": gr.Request}
-        return restore
+        return by_name(restore, ("photo", *self.names), asked=True)
 
     def restore(
         self, upload: str | None, values: Mapping[str, Any], request: gr.Request, progress: gr.Progress

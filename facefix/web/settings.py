@@ -7,7 +7,8 @@ server offers, and never a file of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -25,6 +26,13 @@ Choices = Mapping[str, Sequence[str]]
 _WEIGHTS_OF = {"restorer": "restorer", "upscaler": "upscaler"}
 _PARSER = "parsing_"
 _LONGEST_SLIDER = 100
+_HELP = {
+    "restorer": "Network that restores the faces: auto picks for each face among those that are here; identity "
+    "changes nothing and pattern adds a test pattern (both check the geometry).",
+    "upscaler": "How the rest of the photo is enlarged: lanczos, or a Real-ESRGAN that is here.",
+    "model": "The engine's weights, of those that are here; with none it takes its own.",
+}
+"""What the page says of settings for which the command takes more than names: files, folders and the hub."""
 
 
 def controls(
@@ -56,6 +64,24 @@ def recipe_of(house: House, command: Command, values: Mapping[str, Any], *, choi
             if name in offered and value not in offered[name]:
                 raise UsageError(f"--{name.replace('_', '-')}: expected one of {', '.join(offered[name])}, got {value}")
         return Recipe.from_mapping({name: _typed(value, known[name][0]) for name, value in values.items()})
+
+
+def by_name(act: Callable[..., Any], names: Sequence[str], *, asked: bool = False) -> Any:
+    """The act, which takes any values, with a parameter for each name: so programs can give them by name.
+
+    Args:
+        act: takes the values in order.
+        names: of the parameters.
+        asked: whether it takes gradio's request and progress, too.
+    """
+    usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, usual) for name in names]
+    if asked:
+        parameters.append(inspect.Parameter("request", usual, annotation=gr.Request))
+        parameters.append(inspect.Parameter("progress", usual, default=gr.Progress()))
+        act.__annotations__ = {"request": gr.Request}
+    act.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return act
 
 
 def offers(house: House, command: Command) -> dict[str, list[str]]:
@@ -120,7 +146,7 @@ def _control(command: Command, name: str, default: Any, setting: Setting, offere
     common: dict[str, Any] = {
         "value": default,
         "label": title_of(name),
-        "info": in_page(setting.help),
+        "info": _HELP.get(name) or in_page(setting.help),
         "elem_id": f"{command}-{name}",
         "interactive": True,
     }
