@@ -205,7 +205,7 @@ def _beside(seen: Found, find: Found, least: float) -> Found:
     """The find, or nothing where it is a part of what was seen and counts."""
     faces = seen[seen.scores >= least]
     both = join([faces, find])
-    kept = distinct(both, -np.arange(len(both)), inside=INSIDE)
+    kept = distinct(both, -np.arange(len(both), dtype=float), inside=INSIDE)
     return both[kept[kept >= len(faces)]]
 
 

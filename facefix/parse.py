@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from facefix import networks, runtime
 from facefix.errors import UsageError, WeightsInvalid
 from facefix.types import Labels, Pixels
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 SIZE = 512
 """The side of the crops that both networks were trained with, px."""
@@ -98,6 +99,10 @@ class Parser:
             fitted = np.asarray(cv2.resize(pixels, (SIZE, SIZE), interpolation=flags), np.float32)
         mean, std = np.array(self.kind.mean, np.float32), np.array(self.kind.std, np.float32)
         normal = np.asarray((fitted - mean) / std, np.float32)
+        import torch
+
+        from facefix import runtime
+
         with torch.inference_mode():
             scores = self._network(runtime.to_batch([normal], mean=0, std=1).to(self.device))
         return np.asarray(scores[0].argmax(0).to("cpu", torch.uint8).numpy(), np.uint8)
@@ -118,6 +123,8 @@ def load(name: str, path: Path, *, device: str | torch.device = "cpu") -> Parser
     """
     if name not in KINDS:
         raise UsageError(f"parser: expected {' or '.join(KINDS)}, got {name!r}; choose one of them")
+    from facefix import networks, runtime
+
     where = runtime.choose_device(device)
     network = _network(name)
     state = networks.read_state(path)

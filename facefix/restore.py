@@ -6,6 +6,8 @@ is defined in the photo's coordinates; with them anyone can prove the geometry o
 
 The embedded network sees local damage only, so a face that is larger than it is cleaned in tiles, at the photo's own
 resolution, up to 1024 px.
+
+torch is imported when the first network is, and never for those that need none.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import align, networks, runtime, tiles
+from facefix import align, tiles
 from facefix.errors import WeightsInvalid, WeightsMissing
 from facefix.types import Box, Crop, Face, Photo, Pixels, Template, Weight
 from facefix.weights import Store
+
+if TYPE_CHECKING:
+    from facefix import networks
 
 _TEST_SIZE = 512
 _LARGER = 1.25
@@ -120,6 +125,8 @@ class NetworkRestorer:
 
     def made_of(self, pictures: Sequence[Pixels]) -> list[Pixels]:
         """What the network makes of aligned faces, (S, S, 3) each, S the template's size."""
+        from facefix import runtime
+
         if self.template.size > self.network.out_size:
             return [self._in_tiles(picture) for picture in pictures]
         seen = [_shrunk(picture, self.network.in_size) for picture in pictures]
@@ -127,6 +134,8 @@ class NetworkRestorer:
 
     def _in_tiles(self, picture: Pixels) -> Pixels:
         """The picture, each part of which the network saw at its own resolution."""
+        from facefix import runtime
+
         side, tile = self.template.size, self.network.in_size
         parts = [picture[box.slices] for box in tiles.grid(side, side, tile, _OVERLAP)]
         return tiles.blend(runtime.run(self.network, parts, batch=4), side, side, tile, _OVERLAP)
@@ -165,14 +174,17 @@ class Shelf:
     kind, called = "restorer", "face restorer"
 
     def __init__(self, name: str, store: Store, *, device: str, precision: str) -> None:
-        runtime.choose_precision(precision, runtime.choose_device(device))
+        self.changes_faces = name not in ("identity", "pattern")
+        if self.changes_faces or precision not in ("auto", "float32") or device not in ("auto", "cpu"):
+            from facefix import runtime
+
+            runtime.choose_precision(precision, runtime.choose_device(device))
         self.store, self.device, self.precision = store, device, precision
         self.digests: dict[str, str] = {}
         self.template = align.template("gpen", _TEST_SIZE)
         self._ready: dict[int, Restorer] = {}
         self._files: dict[int, tuple[Weight, Path]] = {}
         self._cleans = False
-        self.changes_faces = name not in ("identity", "pattern")
         if not self.changes_faces:
             self.weights: tuple[Weight, ...] = ()
             self._ready[_TEST_SIZE] = Identity(self.template) if name == "identity" else Pattern(self.template)
@@ -227,6 +239,8 @@ class Shelf:
 
     def _read(self, weight: Weight, path: Path) -> Restorer:
         """The file's network; the template is its record's, or by its kind where no record knows it."""
+        from facefix import networks
+
         self.store.check(weight, path)
         network = networks.load(path, device=self.device, precision=self.precision)
         template = weight.template or ("gpen" if network.architecture == "GPEN" else "ffhq")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from facefix import networks, runtime, tiles
+from facefix import tiles
 from facefix.errors import WeightsInvalid
 from facefix.types import Box, Photo, Pixels
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _TILE_PX, _OVERLAP_PX = 256, 32
 
@@ -47,7 +50,9 @@ class Upscaler:
         dtype: its arithmetic.
     """
 
-    def __init__(self, model: torch.nn.Module, factor: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], factor: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.model = model
         self.factor = factor
         self.device = device
@@ -89,11 +94,12 @@ class Upscaler:
 
     def _enlarged(self, pixels: Pixels, scale: int) -> Pixels:
         """One tile at `scale`."""
+        import torch
 
-        def compute(group: Any) -> torch.Tensor:
-            batch = runtime.to_batch(group, mean=0.0, std=1.0).to(self.device, self.dtype)
-            enlarged: torch.Tensor = self.model(batch)
-            return enlarged
+        from facefix import runtime
+
+        def compute(group: Any) -> Tensor:
+            return self.model(runtime.to_batch(group, mean=0.0, std=1.0).to(self.device, self.dtype))
 
         with torch.inference_mode():
             [batch] = runtime.in_batches(compute, [pixels], 1)
@@ -112,6 +118,10 @@ def load(path: Path, *, device: str, precision: str) -> Upscaler:
         WeightsInvalid: the file is damaged, or holds no network that enlarges pictures; or spandrel is missing.
         DeviceError: no such device or precision here.
     """
+    import torch
+
+    from facefix import networks, runtime
+
     where = runtime.choose_device(device)
     dtype = runtime.choose_precision(precision, where)
     state = networks.read_state(path)
@@ -131,17 +141,4 @@ def load(path: Path, *, device: str, precision: str) -> Upscaler:
     ):
         dtype = torch.float32
     found.model.eval().requires_grad_(False).to(where, dtype)
-    return Upscaler(_Padded(found), int(found.scale), where, dtype)
-
-
-class _Padded(torch.nn.Module):
-    """The descriptor's call: it pads to the sizes that the network takes, and crops back."""
-
-    def __init__(self, descriptor: Any) -> None:
-        super().__init__()
-        self.descriptor = descriptor
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(1, 3, h, w) in 0..1 -> (1, 3, h·factor, w·factor) in 0..1."""
-        enlarged: torch.Tensor = self.descriptor(pictures)
-        return enlarged
+    return Upscaler(found, int(found.scale), where, dtype)

@@ -1,7 +1,9 @@
 import os
 import pickle
 import queue
+import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -28,6 +30,26 @@ def test_what_travels_can_be_pickled_and_loads_nothing_heavy() -> None:
     code = "import sys, facefix.jobs.workers, facefix.jobs.journal, facefix.jobs.engines; "
     code += "sys.exit(' '.join({'torch', 'cv2'} & set(sys.modules)) or 0)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+def test_torch_is_imported_for_networks_alone_and_then_on_the_threads_of_the_run() -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from facefix.jobs.workers import Run, load
+        from facefix.recipe import Recipe
+        load(Run(Path("out"), Recipe(restorer="identity", detector="centerface"), device="cpu", threads=1))
+        assert "torch" not in sys.modules
+        import torch
+        assert torch.get_num_threads() == 1, torch.get_num_threads()
+        load(Run(Path("out"), Recipe(restorer="facefix-lite-256"), device="cpu", threads=2))
+        assert torch.get_num_threads() == 2, torch.get_num_threads()
+    """
+    surroundings = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=surroundings, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_equal_work_has_equal_ids() -> None:

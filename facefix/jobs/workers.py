@@ -4,7 +4,7 @@ A job names a source, the bytes it held when it was hashed, and the target that 
 the source, restores it, stores what a face needs to be taken back, writes the result into OUT/.facefix/tmp, and gives
 it its name in one step: nobody ever sees half a file, and everything of a dead worker lies in that one folder.
 
-    fix = load(run)                         once a worker; loads torch and the networks
+    fix = load(run)                         once a worker; loads the networks, and torch for them
     ready = ready_of(fix, run)              once; the driver wants to know with which weights
     outcome = perform(fix, run, job)        for each job; raises nothing
 
@@ -20,6 +20,7 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -163,15 +164,24 @@ def load(run: Run) -> FaceFix:
         WeightsError: as `FaceFix.load`.
         DeviceError: as `FaceFix.load`.
     """
-    import cv2
-    import torch
-
     from facefix.pipeline import FaceFix
 
-    if run.threads:
-        torch.set_num_threads(run.threads)
-        cv2.setNumThreads(run.threads)
-    return FaceFix.load(run.recipe, device=run.device)
+    _compute_on(run.threads)
+    fix = FaceFix.load(run.recipe, device=run.device)
+    _compute_on(run.threads)
+    return fix
+
+
+def _compute_on(threads: int) -> None:
+    """Nothing; OpenCV and torch use so many threads, torch also where a network that needs it imports it later."""
+    import cv2
+
+    if not threads:
+        return
+    cv2.setNumThreads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def ready_of(fix: FaceFix, run: Run) -> Ready:
