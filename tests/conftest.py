@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import made_networks
 import made_store
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from skimage.data import astronaut
 
-from facefix import cli
+from facefix import Inpainter, Recipe, cli
 from facefix.gpen import GPEN
 from facefix.weights import Store
 
@@ -79,6 +80,12 @@ def tiny_gpen_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def state() -> made_networks.State:
+    """The tensors of a GPEN that is smaller still."""
+    return made_networks.made(made_networks.small())
+
+
 @pytest.fixture(scope="session")
 def face() -> np.ndarray:
     """(200, 150, 3) uint8 with one face."""
@@ -118,6 +125,35 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 def shop(store: Store, served: tuple[str, Path]) -> Store:
     """A store of four small records: free or not, with a published digest or without."""
     return dataclasses.replace(store, catalogue=made_store.small_records(*served))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub to reach, nor anything that its cache happens to hold."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture(scope="session")
+def sd_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny models of Stable Diffusion and SDXL, for inpainting or not, by name."""
+    tiny, engines = pytest.importorskip("tiny_diffusion"), pytest.importorskip("tiny_engines")
+    parent = tmp_path_factory.mktemp("models")
+    return {name: tiny.save(parent / name, channels, xl=xl) for name, (channels, xl) in engines.MODELS.items()}
+
+
+@pytest.fixture(scope="session")
+def sd_engines(sd_folders: dict[str, Path]) -> dict[str, Any]:
+    """The engines of those models."""
+    engines = pytest.importorskip("tiny_engines")
+    return {name: engines.loaded(folder) for name, folder in sd_folders.items()}
+
+
+@pytest.fixture(scope="session")
+def telea() -> Inpainter:
+    """What fills holes without weights, and restores the faces in them."""
+    return Inpainter.load(Recipe(engine="cv2"), device="cpu")
 
 
 @pytest.fixture

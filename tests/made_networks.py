@@ -2,8 +2,9 @@
 
 import io
 import os
+import random
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,21 @@ JUNK: dict[str, tuple[bytes, str]] = {
 
 def without(state: State, name: str) -> State:
     return {key: tensor for key, tensor in state.items() if key != name}
+
+
+def complaints(
+    load: Callable[[Path], object], path: Path, originals: Sequence[bytes], *, rounds: int, reach: int
+) -> list[str]:
+    """What was said of files that were refused, their first `reach` bytes damaged at random; others were read."""
+    draw = random.Random(0)
+    messages = []
+    for turn in range(rounds):
+        data = bytearray(originals[turn % len(originals)])
+        for _ in range(draw.choice([1, 20])):
+            data[draw.randrange(min(len(data), reach))] = draw.randrange(256)
+        path.write_bytes(data)
+        try:
+            load(path)
+        except WeightsInvalid as error:
+            messages.append(str(error))
+    return messages

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_fills import distance_slowly
 
 from facefix import inpaint
 from facefix.errors import UsageError, WeightsInvalid, WeightsMissing
@@ -16,13 +17,6 @@ from facefix.inpaint.telea import Telea
 from facefix.recipe import Recipe
 from facefix.types import Box, Meta, Photo, Pixels
 from facefix.weights import Store
-
-
-def distance_slowly(hole: np.ndarray) -> np.ndarray:
-    """Each pixel's distance to the nearest one of the hole, by looking at all of them."""
-    rows, columns = np.nonzero(hole)
-    y, x = np.mgrid[: hole.shape[0], : hole.shape[1]]
-    return np.sqrt(((y[..., None] - rows) ** 2 + (x[..., None] - columns) ** 2).min(axis=2))
 
 
 def speckled(seed: int, count: int = 5) -> np.ndarray:

@@ -26,11 +26,6 @@ from facefix.errors import DeviceError
 from facefix.gpen import GPEN
 
 
-@pytest.fixture(scope="module")
-def state() -> State:
-    return made(small())
-
-
 def faces(network: networks.Network, count: int = 1, seed: int = 1) -> Tensor:
     size = network.in_size
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1

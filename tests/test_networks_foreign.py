@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_networks import State, made, refusal, saved, small, without
+from made_networks import made, refusal, saved, without
 from torch import Tensor
 
 from facefix import networks, runtime
-
-
-@pytest.fixture(scope="module")
-def state() -> State:
-    return made(small())
 
 
 def test_a_network_that_spandrel_knows_but_restores_no_faces_is_named(tmp_path: Path) -> None:

@@ -2,22 +2,16 @@
 
 import os
 import pickle
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from made_networks import EXPECTED, FORMATS, JUNK, Code, State, as_safetensors, made, refusal, saved, small
+from made_networks import EXPECTED, FORMATS, JUNK, Code, State, as_safetensors, complaints, made, refusal, saved, small
 from torch import Tensor
 
 from facefix import networks
-from facefix.errors import WeightsInvalid, WeightsMissing
-
-
-@pytest.fixture(scope="module")
-def state() -> State:
-    return made(small())
+from facefix.errors import WeightsMissing
 
 
 def test_the_code_of_these_tests_would_run_in_a_plain_unpickler(tmp_path: Path) -> None:
@@ -82,18 +76,7 @@ def test_whatever_is_damaged_is_refused_or_read(tmp_path: Path) -> None:
         saved(tmp_path / "legacy", tensors, _use_new_zipfile_serialization=False).read_bytes(),
         as_safetensors(tmp_path / "safetensors", tensors).read_bytes(),
     ]
-    draw = random.Random(0)
-    path = tmp_path / "w.pth"
-    messages = []
-    for turn in range(240):
-        data = bytearray(originals[turn % 3])
-        for _ in range(draw.choice([1, 20])):
-            data[draw.randrange(min(len(data), 5000))] = draw.randrange(256)
-        path.write_bytes(data)
-        try:
-            networks.load(path)
-        except WeightsInvalid as error:
-            messages.append(str(error))
+    messages = complaints(networks.load, tmp_path / "w.pth", originals, rounds=240, reach=5000)
     assert len(messages) > 60
     assert not any("\n" in message for message in messages)
 

@@ -3,7 +3,6 @@
 import importlib
 import os
 import pickle
-import random
 import sys
 import types
 import warnings
@@ -23,11 +22,10 @@ from made_networks import (
     Code,
     State,
     as_safetensors,
+    complaints,
     compressed,
-    made,
     relative,
     saved,
-    small,
     without,
 )
 from torch import Tensor, nn
@@ -36,12 +34,6 @@ from facefix import networks, statefile
 from facefix.errors import WeightsInvalid
 from facefix.ffc import Generator, Shape
 from facefix.ffc_fast import Folded
-
-
-@pytest.fixture(scope="module")
-def state() -> State:
-    return made(small())
-
 
 LAMA = "expected a LaMa checkpoint"
 
@@ -305,18 +297,7 @@ def test_truncated_lama_files_are_refused(tmp_path: Path, lama_state: State, par
 
 def test_whatever_is_damaged_in_a_checkpoint_is_refused_or_read(tmp_path: Path, lama_state: State) -> None:
     original = saved(tmp_path / "zip", lightning(lama_state)).read_bytes()
-    draw = random.Random(0)
-    path = tmp_path / "w.ckpt"
-    messages = []
-    for _ in range(150):
-        data = bytearray(original)
-        for _ in range(draw.choice([1, 20])):
-            data[draw.randrange(min(len(data), 9000))] = draw.randrange(256)
-        path.write_bytes(data)
-        try:
-            networks.load_lama(path)
-        except WeightsInvalid as error:
-            messages.append(str(error))
+    messages = complaints(networks.load_lama, tmp_path / "w.ckpt", [original], rounds=150, reach=9000)
     assert len(messages) > 50
     assert all(message.isprintable() for message in messages)
 

@@ -17,6 +17,11 @@ LETTERS = [chr(code) for code in range(33, 127)]
 START, END = 188, 189
 
 
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normally distributed numbers, the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def tokenizer(folder: Path) -> Any:
     """A CLIP tokenizer that knows single printable letters only."""
     folder.mkdir(parents=True, exist_ok=True)
