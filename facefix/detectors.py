@@ -224,15 +224,17 @@ class CenterFace(Detector):
 @contextmanager
 def opencv_reads(path: Path, network: str) -> Iterator[None]:
     """What OpenCV says of a file it cannot use, as our error; its own lines on stderr are kept back."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # OpenCV 5 has moved them
+    log: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
+    level = log.getLogLevel()
+    log.setLogLevel(0)
     try:
         yield
     except (cv2.error, ValueError) as error:
         problem = f"expected the ONNX file of {network} ({_brief(error)}); fetch or copy the file again"
         raise WeightsInvalid(path, problem) from None
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        log.setLogLevel(level)
 
 
 def _brief(error: Exception) -> str:
