@@ -19,7 +19,21 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from facefix import __version__, cli_archive, cli_inpaint, cli_review, cli_trades, cli_web, cli_weights
-from facefix.cli_parts import complain, errors, remark, with_recipe, write_reports
+from facefix.cli_parts import (
+    EXIT_FACE_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PHOTO_FAILED,
+    Device,
+    MaskFile,
+    Overwrite,
+    Quiet,
+    Strict,
+    complain,
+    errors,
+    remark,
+    with_recipe,
+    write_reports,
+)
 from facefix.errors import FacefixError, PhotoError, PhotoUnwritable
 from facefix.jobs.rows import failure, report_json
 from facefix.recipe import Recipe
@@ -29,7 +43,6 @@ if TYPE_CHECKING:
     from facefix.types import Meta, Report
 
 MANY = "Many photos"
-EXIT_PHOTO_FAILED, EXIT_USAGE, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 2, 4, 130
 
 app = typer.Typer(
     name="facefix",
@@ -113,12 +126,7 @@ def restore(
             show_default=False,
         ),
     ] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(
-            help="Picture of the photo's size: only where it is white may anything change.", show_default=False
-        ),
-    ] = None,
+    mask: MaskFile = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -137,10 +145,10 @@ def restore(
         Path | None,
         typer.Option(help="Write a before/after picture: file for one photo, folder for more.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist already.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where a face could not be restored.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    strict: Strict = False,
+    quiet: Quiet = False,
     max_pixels: Annotated[
         int, typer.Option(min=1, help="Refuse photos of more pixels, by their header, before anything is decoded.")
     ] = 500_000_000,

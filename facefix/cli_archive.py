@@ -19,13 +19,12 @@ from typing import Any, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from facefix.cli_parts import complain, errors, remark
+from facefix.cli_parts import EXIT_FACE_FAILED, EXIT_INTERRUPTED, EXIT_PHOTO_FAILED, complain, errors, remark
 from facefix.errors import FacefixError, JournalError, UsageError, shown
 from facefix.jobs.database import FOLDER
 from facefix.jobs.rows import failure
 from facefix.recipe import Recipe
 
-EXIT_SOME_FAILED, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 4, 130
 _SAID, _KINDS, _SHOW_S = 10, 100, 0.1
 
 
@@ -366,7 +365,7 @@ class Screen:
             named = ", ".join(shown(path) for path in self.many.inputs) or "the list"
             raise FacefixError(f"{named}: expected photos, got none; name a folder that holds some")
         if self.count["failed"] or self.count["failed before"] or self.count["closed"]:
-            raise typer.Exit(EXIT_SOME_FAILED)
+            raise typer.Exit(EXIT_PHOTO_FAILED)
         if self.many.strict and self.faces_failed:
             complain(f"{self.faces_failed} face(s) could not be restored; {FOLDER}/report.jsonl says which")
             raise typer.Exit(EXIT_FACE_FAILED)

@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from facefix.cli_parts import complain, errors, remark, with_recipe, write_reports
+from facefix.cli_parts import (
+    EXIT_FACE_FAILED,
+    EXIT_INTERRUPTED,
+    Device,
+    Overwrite,
+    Quiet,
+    Strict,
+    complain,
+    errors,
+    remark,
+    with_recipe,
+    write_reports,
+)
 from facefix.errors import PhotoUnwritable
 from facefix.recipe import Recipe
 
 if TYPE_CHECKING:
     from facefix.types import Photo, Report
-
-EXIT_FACE_FAILED, EXIT_INTERRUPTED = 4, 130
 
 
 @with_recipe("inpaint")
@@ -51,10 +61,10 @@ def inpaint(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist already.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 where a face could not be restored.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")] = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    strict: Strict = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fill a hole in a photo, then restore the faces that the hole touches.
 

@@ -17,7 +17,18 @@ from rich.markup import escape
 from facefix.errors import UsageError
 from facefix.recipe import Command, Recipe, Setting
 
+EXIT_PHOTO_FAILED, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 4, 130
+
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+MaskFile = Annotated[
+    Path | None,
+    typer.Option(help="Picture of the photo's size: only where it is white may anything change.", show_default=False),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist already.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 4 where a face could not be restored.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")]
 
 
 def complain(message: str) -> None:

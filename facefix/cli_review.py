@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from facefix.cli_parts import complain, errors, remark
+from facefix.cli_parts import EXIT_INTERRUPTED, EXIT_PHOTO_FAILED, Quiet, complain, errors, remark
 from facefix.errors import FacefixError, UsageError, shown
 from facefix.jobs.database import FOLDER
 
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     from facefix.jobs.journal import Journal
     from facefix.jobs.rows import Row
 
-EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
 _SAID = 10
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder that `facefix restore … -o` wrote.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")]
 Force = Annotated[
     bool,
     typer.Option("--force", help="Even where somebody changed a result since; in a JPEG their changes are lost."),
@@ -181,7 +179,7 @@ def verify(
     if not quiet:
         _sum_up(out, found, pixels)
     if found["wrong"]:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_PHOTO_FAILED)
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (review, apply, undo, verify)
@@ -259,7 +257,7 @@ def _carry_out(journal: Journal, work: _Work, total: int, force: bool, quiet: bo
         failed = f"; {_counted(sums['failed'], 'photo')} could not be done" if sums["failed"] else ""
         print(f"{', '.join(parts)}, in {_counted(sums['photos'], 'photo')}{failed}")
     if sums["failed"]:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_PHOTO_FAILED)
 
 
 def _counted(count: int, what: str) -> str:

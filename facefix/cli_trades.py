@@ -9,19 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facefix.cli_parts import complain, remark, with_recipe, write_reports
+from facefix.cli_parts import (
+    EXIT_FACE_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PHOTO_FAILED,
+    Device,
+    MaskFile,
+    Overwrite,
+    Quiet,
+    complain,
+    remark,
+    with_recipe,
+    write_reports,
+)
 from facefix.errors import PhotoError, PhotoUnwritable, UsageError
 from facefix.jobs.rows import failure, report_json, text_of
 from facefix.recipe import Recipe
 
 if TYPE_CHECKING:
     from facefix.types import Report
-
-EXIT_PHOTO_FAILED, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 4, 130
-
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist already.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what went wrong.")]
 
 
 @with_recipe("colorize")
@@ -48,12 +54,7 @@ def colorize(
             help="Each photo is one square face, aligned as in FFHQ: colour all of it, as GPEN's own demo does.",
         ),
     ] = False,
-    mask: Annotated[
-        Path | None,
-        typer.Option(
-            help="Picture of the photo's size: only where it is white may anything change.", show_default=False
-        ),
-    ] = None,
+    mask: MaskFile = None,
     report: Annotated[
         Path | None,
         typer.Option(

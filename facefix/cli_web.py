@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from facefix.cli_parts import remark
+from facefix.cli_parts import Device, remark
 from facefix.errors import UsageError
 
 SAFETY = "Who may use it"
@@ -38,7 +38,7 @@ def web(
         Path | None,
         typer.Option(help="Folder that the archive tab writes to; made where it is not there.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     auth: Annotated[
         str | None,
         typer.Option(
