@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -53,6 +53,7 @@ class _Filled:
     boxes: tuple[Box, ...]
 
 
+@dataclass(eq=False, repr=False)
 class Inpainter:
     """Fills holes in photos and restores the faces that they touch; made by `load`.
 
@@ -65,24 +66,14 @@ class Inpainter:
         True
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        kind: inpaint.Kind,
-        engine: inpaint.Engine,
-        fix: FaceFix | None,
-        *,
-        enlarge: Callable[[Photo, int], Photo] = upscale.lanczos,
-        digests: Mapping[str, str] | None = None,
-        notices: tuple[str, ...] = (),
-    ) -> None:
-        self.recipe = recipe
-        self.kind = kind
-        self.engine = engine
-        self.fix = fix
-        self.enlarge = enlarge
-        self.digests = dict(digests or {})
-        self.notices = notices
+    recipe: Recipe
+    kind: inpaint.Kind
+    engine: inpaint.Engine
+    fix: FaceFix | None
+    _: KW_ONLY
+    enlarge: Callable[[Photo, int], Photo] = upscale.lanczos
+    digests: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, recipe: Recipe | None = None, *, device: str = "auto", store: Store | None = None) -> Inpainter:
@@ -119,8 +110,7 @@ class Inpainter:
     def with_recipe(self, recipe: Recipe) -> Inpainter:
         """An Inpainter for another recipe that asks for the same engine, networks and precision; they are shared."""
         fix = None if self.fix is None else self.fix.with_recipe(_in_hole(recipe))
-        loaded: dict[str, Any] = {"enlarge": self.enlarge, "digests": self.digests, "notices": self.notices}
-        return Inpainter(recipe, self.kind, self.engine, fix, **loaded)
+        return dataclasses.replace(self, recipe=recipe, fix=fix)
 
     def __call__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ class _Chosen:
     restorer: Restorer
 
 
+@dataclass(eq=False, repr=False)
 class FaceFix:
     """Restores the faces of photos; made by `load`, which finds weights and detector once.
 
@@ -49,26 +50,15 @@ class FaceFix:
         ['restored']
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        detector: detectors.Detector,
-        restorers: restore.Shelf,
-        *,
-        parser: parse.Parser | None = None,
-        upscaler: upscale.Upscaler | None = None,
-        recogniser: identity.Recogniser | None = None,
-        notices: tuple[str, ...] = (),
-        weights: tuple[Weight, ...] = (),
-    ) -> None:
-        self.recipe = recipe
-        self.detector = detector
-        self.restorers = restorers
-        self.parser = parser
-        self.upscaler = upscaler
-        self.recogniser = recogniser
-        self.notices = notices
-        self.weights = weights
+    recipe: Recipe
+    detector: detectors.Detector
+    restorers: restore.Shelf
+    _: KW_ONLY
+    parser: parse.Parser | None = None
+    upscaler: upscale.Upscaler | None = None
+    recogniser: identity.Recogniser | None = None
+    notices: tuple[str, ...] = ()
+    weights: tuple[Weight, ...] = ()
 
     @classmethod
     def load(cls, recipe: Recipe | None = None, *, device: str = "auto", store: Store | None = None) -> FaceFix:
@@ -173,16 +163,7 @@ class FaceFix:
 
     def with_recipe(self, recipe: Recipe) -> FaceFix:
         """A FaceFix for another recipe that asks for the same detector, weights and precision; they are shared."""
-        return FaceFix(
-            recipe,
-            self.detector,
-            self.restorers,
-            parser=self.parser,
-            upscaler=self.upscaler,
-            recogniser=self.recogniser,
-            notices=self.notices,
-            weights=self.weights,
-        )
+        return dataclasses.replace(self, recipe=recipe)
 
     def reblend(self, result: Result, strengths: Mapping[int, float], *, target: Path | None = None) -> Result:
         """The result blended anew from what was restored, each face at its own strength; nothing is restored again.

@@ -158,7 +158,7 @@ class Journal:
             self._do(
                 "INSERT OR IGNORE INTO photos (place, source, own, base, bytes, mtime_ns, inode, run, recipe, state) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued')",
-                *(place, *map(os.fsencode, (found.source, found.own, found.base)), *mark, run, recipe),
+                *(place, *(os.fsencode(name) for name in (found.source, found.own, found.base)), *mark, run, recipe),
             )
             return "new", None
         row, (seen, before) = row_of(there[0]), there[0][-2:]
