@@ -25,6 +25,8 @@ from facefix.weights import Store
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
+_OPENCV = int(cv2.__version__.split(".")[0])
+
 NAMES = ("centerface", "retinaface_resnet50", "retinaface_mobile0.25", "yunet")
 
 
@@ -213,12 +215,16 @@ class CenterFace(Detector):
         return found[distinct(found, found.scores)]
 
     def _net(self, shape: tuple[int, ...]) -> Any:
-        """A network that has seen no other shape: OpenCV 4's gives wrong numbers when the shape changes."""
-        if shape not in self._nets:
-            while len(self._nets) >= 4:
-                self._nets.pop(next(iter(self._nets)))
-            self._nets[shape] = cv2.dnn.readNetFromONNX(self._bytes)
-        return self._nets[shape]
+        """The network for pictures of that shape: one for all from OpenCV 5 on.
+
+        OpenCV 4's gives wrong numbers when the shape changes, so that there each shape has its own. Those of a photo
+        are kept: the two of the looks, a tile's and the smallest level's, and these turned.
+        """
+        key = shape if _OPENCV < 5 else ()
+        while key not in self._nets and len(self._nets) >= 6:
+            self._nets.pop(next(iter(self._nets)))
+        self._nets[key] = self._nets.pop(key, None) or cv2.dnn.readNetFromONNX(self._bytes)
+        return self._nets[key]
 
 
 @contextmanager

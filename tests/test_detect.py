@@ -1,10 +1,6 @@
-import os
-import pickle
 import subprocess
 import sys
 import textwrap
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -13,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from facefix import detect, detectors
-from facefix.errors import UsageError, WeightsInvalid, WeightsMissing
+from facefix.errors import UsageError
 from facefix.types import Face, Meta, Photo
 
 EYES_OF_PORTRAIT = np.array([[203.0, 107.0], [243.0, 109.0]])
@@ -249,6 +245,23 @@ def test_looks_that_cannot_matter_are_left_out_and_nothing_else(
         np.testing.assert_array_equal(seen.points, always.points)
 
 
+def test_a_suspicion_that_leads_to_a_known_face_costs_a_small_look_alone(portrait: np.ndarray) -> None:
+    detector = Counting(detectors._centerface_file())
+    levels = detect._levels(photo_of(portrait), detector, 16.0, 200)
+    sure = detect._search(levels, detector, 0.5, 0)
+    assert len(sure) == 1
+    beside = detectors.Found(sure.boxes + 0.15 * sure.sizes[0], sure.points, np.array([0.2]))
+    both = detectors.join([beside, sure])
+    shown = []
+    for finds in (sure, both):
+        detector.shown = 0
+        seen = detect._looked_at(finds, levels, detector, 0.55)
+        assert len(seen) == 1
+        assert eyes_off(Face(seen.boxes[0], seen.points[0], 1.0), EYES_OF_PORTRAIT) < 0.25
+        shown.append(detector.shown)
+    assert shown == [2 * 128**2, 2 * 128**2 + 64**2]
+
+
 @pytest.mark.parametrize("height", [1, 127, 600, 1280, 1281, 2433, 5000])
 @pytest.mark.parametrize("width", [800, 2000])
 def test_tiles_cover_the_picture_and_are_no_larger_than_needed(height: int, width: int) -> None:
@@ -279,114 +292,6 @@ def test_turning_back_is_the_inverse_of_rot90() -> None:
         np.testing.assert_allclose(back.points[0], np.full((5, 2), [x, y]))
         wide, tall = (1, 2) if turns % 2 == 0 else (2, 1)
         np.testing.assert_allclose(back.boxes[0], [x - wide, y - tall, x + wide, y + tall])
-
-
-def test_distinct_keeps_the_best_of_what_overlaps() -> None:
-    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [22, 2, 27, 7], [40.0, 0, 50, 10]])
-    found = detectors.Found(boxes, np.zeros((5, 5, 2)), np.array([0.8, 0.9, 0.7, 0.6, 0.5]))
-    assert detectors.distinct(found, found.scores).tolist() == [1, 2, 4]
-    assert detectors.distinct(detectors.NOTHING, np.zeros(0)).tolist() == []
-
-
-def test_anchors_stand_in_the_middle_of_their_cells() -> None:
-    slow = []
-    for step, sides in ((8, (16, 32)), (16, (64, 128)), (32, (256, 512))):
-        for row in range(64 // step):
-            for column in range(96 // step):
-                slow += [((column + 0.5) * step, (row + 0.5) * step, side) for side in sides]
-    np.testing.assert_array_equal(detectors._anchors(64, 96), slow)
-
-
-def test_pictures_of_other_sizes_in_between_change_nothing(
-    centerface: detectors.Detector, portrait: np.ndarray
-) -> None:
-    """OpenCV 4 computes wrong numbers with a network that has seen another size before."""
-    first = centerface.at(portrait)
-    for side in (64, 96, 128, 160, 192, 224):
-        centerface.at(portrait[:side, :side])
-    again = centerface.at(portrait)
-    np.testing.assert_allclose(again.boxes, first.boxes, atol=1e-3)
-
-
-# --- weight files ----------------------------------------------------------------------------------------------------
-
-
-def test_unknown_names_and_missing_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="centerface"):
-        detectors.load("haar")
-    for name in ("yunet", "retinaface_resnet50"):
-        with pytest.raises(WeightsMissing, match="weights fetch"):
-            detectors.load(name, tmp_path / "none")
-        with pytest.raises(WeightsMissing):
-            detectors.load(name)
-    with pytest.raises(WeightsMissing):
-        detectors.load("centerface", tmp_path / "none.onnx")
-
-
-@pytest.mark.parametrize("name", detectors.NAMES)
-def test_files_that_hold_something_else_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "weights.bin"
-    for content in (b"", b"<!DOCTYPE html><html></html>", b"version https://git-lfs.github.com/spec/v1\n", bytes(5000)):
-        path.write_bytes(content)
-        with pytest.raises(WeightsInvalid) as caught:
-            detectors.load(name, path)
-        assert "\n" not in str(caught.value)
-        assert str(path) in str(caught.value)
-
-
-def test_another_onnx_file_is_refused(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(WeightsInvalid, match="CenterFace"):
-        detectors.load("centerface", shared / "weights" / SHARED_FILES["yunet"])
-    with pytest.raises(WeightsInvalid, match="YuNet"):
-        detectors.load("yunet", detectors._centerface_file())
-    detectors.load("yunet", shared / "weights" / SHARED_FILES["yunet"])
-    assert capfd.readouterr() == ("", "")
-
-
-def test_nothing_in_a_hostile_pickle_runs(tmp_path: Path) -> None:
-    class Hostile:
-        def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    path = tmp_path / "detection_Resnet50_Final.pth"
-    path.write_bytes(pickle.dumps({"body": Hostile()}, protocol=2))
-    with pytest.raises(WeightsInvalid):
-        detectors.load("retinaface_resnet50", path)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_the_weights_of_another_detector_are_refused(shared: Path) -> None:
-    with pytest.raises(WeightsInvalid, match="retinaface_resnet50"):
-        detectors.load("retinaface_resnet50", shared / "weights" / SHARED_FILES["retinaface_mobile0.25"])
-
-
-def test_resnet50_loads_its_own_layout(tmp_path: Path, portrait: np.ndarray) -> None:
-    torch = pytest.importorskip("torch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from facexlib.detection.retinaface import RetinaFace
-
-        made = RetinaFace("resnet50", device=torch.device("cpu"))
-    path = tmp_path / "detection_Resnet50_Final.pth"
-    torch.save({f"module.{name}": tensor for name, tensor in made.state_dict().items()}, path)
-    loaded = detectors.load("retinaface_resnet50", path)
-    found = loaded.at(portrait[:96, :64], 0.0)
-    assert np.all(np.isfinite(found.points))
-
-
-def test_retinaface_is_decoded_as_facexlib_does(shared: Path, portrait: np.ndarray) -> None:
-    torch = pytest.importorskip("torch")
-    from facexlib.detection.retinaface import RetinaFace
-
-    path = shared / "weights" / SHARED_FILES["retinaface_mobile0.25"]
-    theirs = RetinaFace("mobile0.25", device=torch.device("cpu"))
-    theirs.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    with torch.no_grad():
-        row = theirs.eval().detect_faces(np.ascontiguousarray(portrait[:, :, ::-1]), 0.8)[0]
-    found = detectors.load("retinaface_mobile0.25", path).at(portrait)
-    np.testing.assert_allclose(found.boxes[0] + 0.5, row[:4], atol=1e-2)
-    np.testing.assert_allclose(found.points[0].ravel() + 0.5, row[5:], atol=1e-2)
-    assert found.scores[0] == pytest.approx(row[4], abs=1e-5)
 
 
 # --- large scans -----------------------------------------------------------------------------------------------------
