@@ -27,7 +27,7 @@ def group_photo(bits: int = 8) -> np.ndarray:
     """(240, 500, 3) with three faces: two so near that their masks overlap, and one by itself."""
     face = astronaut()[20:220, 150:290] // 5 * 4
     photo = np.full((240, 500, 3), 180, np.uint8)
-    for left in (0, 112, 350):
+    for left in (0, 106, 350):
         photo[20:220, left : left + 140] = face
     photo = np.asarray(photo + np.linspace(0, 40, 500)[None, :, None].astype(np.uint8), np.uint8)
     return photo if bits == 8 else photo.astype(np.uint16) * 257
