@@ -69,22 +69,7 @@ def build(house: House) -> None:
     deed = _Deed(house)
     with gr.Row(elem_classes="workplace"):
         with gr.Column(scale=1, min_width=300, elem_classes="side"):
-            source = gr.Dropdown(
-                [".", *folders(house.input_dir)],
-                value=None,
-                label="Photos",
-                info="A folder below the server's input folder, with all that lies in it.",
-                allow_custom_value=True,
-                elem_id="archive-source",
-            )
-            out = gr.Dropdown(
-                folders(house.output_dir),
-                value=None,
-                label="Results",
-                info="A folder below the server's output folder, made where it is not there.",
-                allow_custom_value=True,
-                elem_id="archive-out",
-            )
+            source, out = _folders(house)
             again = gr.Checkbox(label="Try photos again that failed before", elem_id="archive-again")
             with gr.Row():
                 start = gr.Button("Start", variant="primary", elem_id="archive-start", min_width=120)
@@ -96,25 +81,37 @@ def build(house: House) -> None:
     said = gr.State(None)
     deed.names = tuple(settings)
     shows = [said, status, start, pause]
-    gr.Timer(_TICK_S).tick(
-        deed.look,
-        [out, said],
-        shows,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-        trigger_mode="once",
-    )
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    gr.Timer(_TICK_S).tick(deed.look, [out, said], shows, queue=False, trigger_mode="once", **private)
     blocks = Context.root_block
     assert blocks is not None
-    blocks.load(deed.opened, None, [source, out, *settings.values()], api_visibility="private", show_progress="hidden")
-    source.input(deed.named, [source, out], out, api_visibility="private", show_progress="hidden")
-    out.input(deed.known, out, [source, board, *settings.values()], api_visibility="private", show_progress="hidden")
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    blocks.load(deed.opened, None, [source, out, *settings.values()], **private)
+    source.input(deed.named, [source, out], out, **private)
+    out.input(deed.known, out, [source, board, *settings.values()], **private)
     given = [source, out, again, *settings.values()]
     start.click(deed.starting(lambda: deed.look(deed.doing, None)), given, shows, **private)
     pause.click(deed.pause, out, shows, **private)
     _endpoints(deed, given)
+
+
+def _folders(house: House) -> tuple[gr.Dropdown, gr.Dropdown]:
+    """Where the folders are chosen: the photos' and the results'."""
+    common: dict[str, Any] = {"value": None, "allow_custom_value": True}
+    source = gr.Dropdown(
+        [".", *folders(house.input_dir)],
+        label="Photos",
+        info="A folder below the server's input folder, with all that lies in it.",
+        elem_id="archive-source",
+        **common,
+    )
+    out = gr.Dropdown(
+        folders(house.output_dir),
+        label="Results",
+        info="A folder below the server's output folder, made where it is not there.",
+        elem_id="archive-out",
+        **common,
+    )
+    return source, out
 
 
 def _endpoints(deed: _Deed, given: list[Any]) -> None:

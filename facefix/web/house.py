@@ -31,6 +31,8 @@ from facefix.types import Photo
 from facefix.weights import Store
 
 KEEP_SECONDS = 3600.0
+NETWORKS: dict[str, Any] = {"concurrency_id": "networks", "concurrency_limit": 1}
+"""How what runs networks waits in gradio's queue: one after the other, whichever tab it is from."""
 MEGABYTE = 2**20
 MAX_BYTES = 200 * MEGABYTE
 MAX_PIXELS = 100_000_000

@@ -27,7 +27,7 @@ from facefix.inpainting import Inpainter
 from facefix.recipe import Recipe
 from facefix.types import Photo, Result
 from facefix.web.compare import compare, comparison, shown
-from facefix.web.house import House
+from facefix.web.house import NETWORKS, House
 from facefix.web.painting import hole_of, shrunk
 from facefix.web.settings import by_name, controls, missing, offers, recipe_of
 from facefix.web.words import plainly, remark, trouble
@@ -72,20 +72,7 @@ def build(house: House) -> None:
             settings = _settings(house, choices)
         with gr.Column(scale=3, min_width=320):
             hint = gr.Markdown(_PAINT, visible=False, elem_id="inpaint-hint")
-            editor = gr.ImageEditor(
-                label="Paint the hole",
-                sources=(),
-                transforms=(),
-                layers=gr.LayerOptions(disabled=True),
-                brush=gr.Brush(default_size=24, colors=["#e6007e"], color_mode="fixed"),
-                eraser=gr.Eraser(default_size=24),
-                buttons=["fullscreen"],
-                type="numpy",
-                format="png",
-                height="min(560px, 115vw)",
-                visible=False,
-                elem_id="inpaint-editor",
-            )
+            editor = _editor()
             with gr.Row():
                 fill = gr.Button("Fill", variant="primary", elem_id="inpaint-start", interactive=False)
                 download = gr.DownloadButton("Download", elem_id="inpaint-download", interactive=False)
@@ -106,9 +93,13 @@ def build(house: House) -> None:
     )
     file.clear(deed.forget, None, [editor, hint, fill, *results], show_progress="hidden", **private)
     which.input(deed.chosen, which, [download, view], show_progress="hidden", **private)
-    networks: dict[str, Any] = {"concurrency_id": "networks", "concurrency_limit": 1}
     given = [file, editor, mask, *settings.values()]
-    fill.click(deed.filling(_for_page), given, results, show_progress_on=view, **networks, **private)
+    fill.click(deed.filling(_for_page), given, results, show_progress_on=view, **NETWORKS, **private)
+    _endpoint(deed, given)
+
+
+def _endpoint(deed: _Deed, given: list[Any]) -> None:
+    """What programs call: the same deed, with files and reports for an answer."""
     called = gr.Button(visible=False)
     called.click(
         deed.filling(_for_programs),
@@ -118,7 +109,25 @@ def build(house: House) -> None:
         api_description="Fill a hole in a photo and restore the faces that it touches. `painted` is None for programs; "
         "`mask` is a picture of the photo's size, white where the hole is, or None for the photo's transparent pixels. "
         "Gives the new files, one for each candidate, and what was done.",
-        **networks,
+        **NETWORKS,
+    )
+
+
+def _editor() -> gr.ImageEditor:
+    """What the hole is painted in."""
+    return gr.ImageEditor(
+        label="Paint the hole",
+        sources=(),
+        transforms=(),
+        layers=gr.LayerOptions(disabled=True),
+        brush=gr.Brush(default_size=24, colors=["#e6007e"], color_mode="fixed"),
+        eraser=gr.Eraser(default_size=24),
+        buttons=["fullscreen"],
+        type="numpy",
+        format="png",
+        height="min(560px, 115vw)",
+        visible=False,
+        elem_id="inpaint-editor",
     )
 
 

@@ -21,7 +21,7 @@ from facefix.pipeline import FaceFix
 from facefix.recipe import Recipe
 from facefix.types import Photo, Result
 from facefix.web.compare import compare, comparison, face_entries, shown
-from facefix.web.house import House
+from facefix.web.house import NETWORKS, House
 from facefix.web.settings import by_name, controls, missing, recipe_of
 from facefix.web.words import plainly, remark, trouble
 
@@ -32,6 +32,7 @@ LEFT_OUT = ("face",)
 _WORK = "restored photo"
 _FARTHEST_ENLARGED = 2
 _EARLIER = 3
+_BLENDING: dict[str, Any] = {"concurrency_id": "blending", "concurrency_limit": 2}
 _EMPTY = (
     "<strong>No photo yet.</strong> Drop one on the left, or choose a file. You will see it before and after, with a "
     "box around every face."
@@ -89,19 +90,17 @@ def build(house: House) -> None:
         parts,
         api_name="restore_on_page",
         api_visibility="private",
-        concurrency_id="networks",
-        concurrency_limit=1,
         show_progress_on=view,
+        **NETWORKS,
     )
     view.choose(
         deed.chosen,
         None,
         parts,
         api_visibility="private",
-        concurrency_id="blending",
-        concurrency_limit=2,
         trigger_mode="always_last",
         show_progress="hidden",
+        **_BLENDING,
     )
     file.clear(deed.forget, None, parts, api_visibility="private", show_progress="hidden")
     _endpoints(deed, file, settings)
@@ -118,8 +117,7 @@ def _endpoints(deed: _Deed, file: gr.File, settings: Mapping[str, Any]) -> None:
         told,
         api_name="restore",
         api_description="Restore the faces of a photo: gives the new file, and what was done to each face.",
-        concurrency_id="networks",
-        concurrency_limit=1,
+        **NETWORKS,
     )
     reblend.click(
         deed.reblended,
@@ -128,8 +126,7 @@ def _endpoints(deed: _Deed, file: gr.File, settings: Mapping[str, Any]) -> None:
         api_name="reblend",
         api_description="Blend the photo of the last /restore anew, each face at a strength of its own, by number: "
         '{"1": 0, "2": 0.5} leaves face 1 as it was and takes half of face 2. No network runs.',
-        concurrency_id="blending",
-        concurrency_limit=2,
+        **_BLENDING,
     )
 
 
