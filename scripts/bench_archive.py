@@ -38,7 +38,9 @@ def make_photos(folder: Path, count: int, width: int) -> None:
     portrait = astronaut()[:, :, ::-1]
     for number in range(count):
         rng = np.random.default_rng(number)
-        ground = cv2.resize(rng.integers(60, 200, (6, 8, 3), np.uint8), (width, width * 3 // 4), interpolation=cv2.INTER_CUBIC)
+        ground = cv2.resize(
+            rng.integers(60, 200, (6, 8, 3), np.uint8), (width, width * 3 // 4), interpolation=cv2.INTER_CUBIC
+        )
         for place in range(1 + number % 3):
             side = int(rng.integers(260, 420) * width / 1280)
             face = cv2.resize(portrait, (side, side), interpolation=cv2.INTER_AREA)
