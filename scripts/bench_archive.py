@@ -52,11 +52,11 @@ def make_photos(folder: Path, count: int, width: int) -> None:
         cv2.imwrite(str(below / f"{number:05d}.jpg"), noisy, [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
-def bare(photos: Path, out: Path, restorer: str) -> dict[str, Any]:
+def bare(photos: Path, out: Path, restorer: str, detector: str) -> dict[str, Any]:
     """Seconds and peak memory of the bare loop."""
     from facefix import FaceFix, Recipe, read
 
-    fix = FaceFix.load(Recipe(restorer=restorer))
+    fix = FaceFix.load(Recipe(restorer=restorer, detector=detector))
     sources = sorted(photos.rglob("*.jpg"))
     fix(read(sources[0]))
     began, before = time.perf_counter(), time.process_time()
@@ -68,7 +68,7 @@ def bare(photos: Path, out: Path, restorer: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - before, "peak": _peak()}
 
 
-def archive(photos: Path, out: Path, restorer: str, workers: int) -> dict[str, Any]:
+def archive(photos: Path, out: Path, restorer: str, detector: str, workers: int) -> dict[str, Any]:
     """Seconds of the run, those from the first finished photo on, and peak memory at photo 50 and at the end."""
     from facefix import Recipe
     from facefix.jobs.drive import Drive
@@ -89,7 +89,7 @@ def archive(photos: Path, out: Path, restorer: str, workers: int) -> dict[str, A
     out.mkdir(parents=True)
     engine = Processes(devices_for("cpu", workers))
     with Journal.open(out, create=True) as journal:
-        drive = Drive(journal, Run(out, Recipe(restorer=restorer)), engine, Wishes(), hears)
+        drive = Drive(journal, Run(out, Recipe(restorer=restorer, detector=detector)), engine, Wishes(), hears)
         began, before = time.perf_counter(), time.process_time()
         drive.go(Walk(roots([photos], out), out))
         journal.export(out / ".facefix" / "report.jsonl")
@@ -149,13 +149,12 @@ def journal(rows: int) -> dict[str, float]:
     return took
 
 
-def _apart(mode: str, photos: Path, out: Path, restorer: str, workers: int) -> dict[str, Any]:
+def _apart(mode: str, photos: Path, out: Path, *more: str | int) -> dict[str, Any]:
     """What the mode gives, in a process of its own."""
     code = "import json, sys, bench_archive as b; from pathlib import Path; "
-    call = f"b.{mode}(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]"
-    call += f", {workers})" if mode == "archive" else ")"
+    call = f"b.{mode}(Path(sys.argv[1]), Path(sys.argv[2]), *{more!r})"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}print(json.dumps({call}))", str(photos), str(out), restorer],
+        [sys.executable, "-c", f"{code}print(json.dumps({call}))", str(photos), str(out)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         stdout=subprocess.PIPE,
         check=True,
@@ -170,6 +169,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--photos", type=int, default=300)
     parser.add_argument("--width", type=int, default=1280, help="of the photos, px")
     parser.add_argument("--restorer", action="append", help="identity and facefix-lite-256 without it")
+    parser.add_argument("--detector", default="auto", help="as facefix restore --detector")
     parser.add_argument("--workers", type=int, default=0, help="as facefix restore --workers")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--journal", type=int, default=0, metavar="ROWS")
@@ -186,8 +186,9 @@ def main(argv: list[str]) -> int:
         for restorer in given.restorer or REQUIRED:
             loops, runs = [], []
             for turn in range(given.turns):
-                loops.append(_apart("bare", photos, Path(folder, f"bare-{restorer}-{turn}"), restorer, 0))
-                runs.append(_apart("archive", photos, Path(folder, f"run-{restorer}-{turn}"), restorer, given.workers))
+                bare_out, run_out = Path(folder, f"bare-{restorer}-{turn}"), Path(folder, f"run-{restorer}-{turn}")
+                loops.append(_apart("bare", photos, bare_out, restorer, given.detector))
+                runs.append(_apart("archive", photos, run_out, restorer, given.detector, given.workers))
             held &= _compared(restorer, given.photos, loops, runs)
     return 0 if held else 1
 
