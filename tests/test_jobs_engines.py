@@ -98,6 +98,20 @@ def test_an_engine_whose_workers_cannot_start_says_why(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("look")]
 
 
+def test_nobody_waits_for_a_worker_that_broke_while_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("facefix.jobs.engines.load", lambda run: run.no_such_word)
+    told: queue.Queue[object] = queue.Queue()
+    engine = Serial()
+    engine.start(Run(tmp_path), told.put)
+    broken = told.get(timeout=60)
+    assert isinstance(broken, Broken)
+    assert "could not load its networks (AttributeError: 'Run' object has no" in str(broken.error)
+    engine.close()
+    assert "Traceback" in capfd.readouterr().err
+
+
 def test_a_late_hand_with_the_same_bytes_takes_its_own_place_and_no_other(tmp_path: Path) -> None:
     staged, target = tmp_path / "staged", tmp_path / "target"
     for there, replace, allowed in (

@@ -16,6 +16,7 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -139,6 +140,11 @@ def _served(run: Run, jobs: Callable[[], Job | None], tell: Tell, stop: threadin
         tell(ready_of(fix, run))
     except FacefixError as error:
         tell(Broken(error))
+        return
+    except Exception as error:  # noqa: BLE001 - or the driver would wait for ever for one that is never ready
+        traceback.print_exc()
+        what = f"a worker could not load its networks ({type(error).__name__}: {' '.join(str(error).split())})"
+        tell(Broken(FacefixError(f"{what}; the traceback above belongs into a report")))
         return
     overlapped(fix, run, jobs, tell, stop)
 
