@@ -1,6 +1,5 @@
 #!/bin/sh
-# Sets up what is missing and runs the tests, a file at a time on each core and one more, because those with browsers
-# and clusters wait a lot; arguments go to pytest.
+# Sets up what is missing and runs the tests, a file at a time on each core; arguments go to pytest.
 #
 #   sh scripts/test.sh [PYTEST ARGUMENTS]
 set -eu
@@ -9,6 +8,6 @@ set -eu
 setup dev
 cd "$root"
 processes=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-processes=$((processes < 4 ? processes + 1 : 4)) # a process takes up to 3 GB
+[ "$processes" -le 4 ] || processes=4 # a process takes up to 3 GB
 export OMP_NUM_THREADS=1
 exec "$venv/bin/python" -m pytest -n "$processes" --dist loadfile --no-loadscope-reorder "$@"

@@ -190,7 +190,7 @@ def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[web_server
         yield served
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Headless Chromium, for all tests of a module; each opens the page anew, which is a visit of its own."""
     with web_server.chromium(tmp_path_factory.mktemp("chromium")) as driver:

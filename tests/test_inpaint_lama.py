@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def test_the_loss_is_the_published_one() -> None:
 # --- recorded results ------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def computed(name: str, dtype: torch.dtype) -> tuple[list[lama.Level], list[tuple[Tensor, Tensor]]]:
     """All scales of a recorded case, and the pictures and holes that they were made from."""
     given = CASES[name]["parameters"]
