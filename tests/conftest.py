@@ -27,12 +27,6 @@ from facefix.weights import Store
 SHARED = Path(__file__).parents[1].parent / "shared"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests go first: where each core takes a file at a time, none is left alone at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 class Done(NamedTuple):
     code: int
     out: str
@@ -190,7 +184,7 @@ def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[web_server
         yield served
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Headless Chromium, for all tests of a module; each opens the page anew, which is a visit of its own."""
     with web_server.chromium(tmp_path_factory.mktemp("chromium")) as driver:
