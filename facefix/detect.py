@@ -205,8 +205,8 @@ def _looked_at(found: Found, levels: list[Level], detector: Detector, least: flo
 
 def _beside(seen: Found, find: Found, least: float) -> Found:
     """The find, or nothing where it is a part of what was seen and counts."""
-    faces = seen[seen.scores >= least]
-    return find[[not np.any(overlaps(faces.boxes, box)[1] >= INSIDE) for box in find.boxes] or slice(0)]
+    faces = seen.boxes[seen.scores >= least]
+    return NOTHING if len(find) and np.any(overlaps(faces, find.boxes[0])[1] >= INSIDE) else find
 
 
 def _turns_upright(found: Found, levels: list[Level], detector: Detector, most: int = 4) -> int:
