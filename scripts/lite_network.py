@@ -1,4 +1,4 @@
-"""The network of facefix-lite as it is trained: how it begins, a forward for training, and its optimiser.
+"""The network of facefix-lite as it is trained: how it begins, a forward for training, its loss and its optimiser.
 
 It is a GPEN, so that the ordinary loader reads it, but what makes GPEN invent faces is left out: the style is constant
 (modulation weights are zero and stay so). What is left is a plain convolutional cleaner that sees local damage only. It
@@ -19,6 +19,7 @@ from facefix.gpen import GAIN, GPEN, SLOPE, EncoderLayer, StyledConv, ToRGB, blu
 SIZE = 256
 CHANNELS = (32, 32, 32, 64, 64, 48, 32)
 STYLE_DIM, N_MLP = 16, 1
+FLOOR = 3e-4
 COLOURING = 3
 """How many of the last to_rgb layers are trained: from 64 px up. Those below could only shift colours."""
 
@@ -176,6 +177,32 @@ def folded_forward(model: GPEN, pictures: Tensor) -> Tensor:
         result = added if result is None else added + doubled(result, to_rgb.upsample.kernel)
     assert result is not None
     return result
+
+
+def loss_of(restored: Tensor, target: Tensor, gray: Tensor) -> Tensor:
+    """The mean over pictures of the logarithm of the squared error, edges and the colour of grey photos counted extra.
+
+    The logarithm makes a lightly damaged picture count as much as a ruined one: it is PSNR itself, up to a factor.
+    """
+    error = restored - target
+    squared = error.square().mean(dim=(1, 2, 3))
+    edges = error.diff(dim=2).square().mean(dim=(1, 2, 3)) + error.diff(dim=3).square().mean(dim=(1, 2, 3))
+    chroma = (restored - restored.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2, 3)) * gray
+    return torch.log(squared + 0.25 * edges + 4 * chroma + FLOOR).mean()
+
+
+def likeness_of(restored: Tensor, target: Tensor) -> Tensor:
+    """The structural similarity of each pair of (B, 3, h, w) pictures in -1..1, (B,), as `degrade.ssim` defines it."""
+    row = torch.exp(-0.5 * (torch.arange(-5.0, 6.0, device=target.device) / 1.5).square())
+    row = (row / row.sum()).expand(15, 1, 1, 11)
+    x, y = restored / 2 + 0.5, target / 2 + 0.5
+    both = torch.cat([x, y, x * x, y * y, x * y], dim=1)
+    smooth = F.conv2d(F.conv2d(both, row, groups=15), row.transpose(2, 3), groups=15)
+    mean_x, mean_y, square_x, square_y, product = smooth.split(3, dim=1)
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mean_x * mean_y + c1) * (2 * (product - mean_x * mean_y) + c2)
+    powers = mean_x.square() + mean_y.square()
+    return (top / ((powers + c1) * (square_x + square_y - powers + c2))).mean(dim=(1, 2, 3))
 
 
 class Muon(torch.optim.Optimizer):

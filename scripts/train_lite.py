@@ -27,10 +27,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from degrade import LEVELS, Level, Tone, degrade, psnr, ssim, toned
 from lite_data import VALIDATION_PHOTOS, clean_pool, free_photos, photo_cut
-from lite_network import SIZE, Muon, folded_forward, identity_network
+from lite_network import SIZE, Muon, folded_forward, identity_network, likeness_of, loss_of
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -40,7 +39,6 @@ from facefix.types import Pixels
 
 SHARD = 100
 PHOTO_SHARE = 0.5
-FLOOR = 3e-4
 LIKENESS = 1.0
 TOP = 1.1
 """Above the highest likeness: the nearer to it, the more the lightly damaged pictures count."""
@@ -155,32 +153,6 @@ def batches(
             ready = coming.result()
             coming = worker.submit(make_batch, pool, seed, step, *pieces(step), photos)
             yield ready
-
-
-def loss_of(restored: Tensor, target: Tensor, gray: Tensor) -> Tensor:
-    """The mean over pictures of the logarithm of the squared error, edges and the colour of grey photos counted extra.
-
-    The logarithm makes a lightly damaged picture count as much as a ruined one: it is PSNR itself, up to a factor.
-    """
-    error = restored - target
-    squared = error.square().mean(dim=(1, 2, 3))
-    edges = error.diff(dim=2).square().mean(dim=(1, 2, 3)) + error.diff(dim=3).square().mean(dim=(1, 2, 3))
-    chroma = (restored - restored.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2, 3)) * gray
-    return torch.log(squared + 0.25 * edges + 4 * chroma + FLOOR).mean()
-
-
-def likeness_of(restored: Tensor, target: Tensor) -> Tensor:
-    """The structural similarity of each pair of (B, 3, h, w) pictures in -1..1, (B,), as `degrade.ssim` defines it."""
-    row = torch.exp(-0.5 * (torch.arange(-5.0, 6.0, device=target.device) / 1.5).square())
-    row = (row / row.sum()).expand(15, 1, 1, 11)
-    x, y = restored / 2 + 0.5, target / 2 + 0.5
-    both = torch.cat([x, y, x * x, y * y, x * y], dim=1)
-    smooth = F.conv2d(F.conv2d(both, row, groups=15), row.transpose(2, 3), groups=15)
-    mean_x, mean_y, square_x, square_y, product = smooth.split(3, dim=1)
-    c1, c2 = 0.01**2, 0.03**2
-    top = (2 * mean_x * mean_y + c1) * (2 * (product - mean_x * mean_y) + c2)
-    powers = mean_x.square() + mean_y.square()
-    return (top / ((powers + c1) * (square_x + square_y - powers + c2))).mean(dim=(1, 2, 3))
 
 
 def validation_pairs() -> list[tuple[str, Pixels, Pixels]]:

@@ -17,7 +17,7 @@ from facefix.gpen import GPEN
 from facefix.networks import Network
 from facefix.types import Pixels
 
-FLOOR = train_lite.FLOOR
+FLOOR = lite_network.FLOOR
 WEIGHTS = Path(__file__).parents[1] / "weights" / "facefix-lite-256.safetensors"
 
 
@@ -197,23 +197,23 @@ def test_training_is_watched_with_ten_pieces_at_every_level() -> None:
 def test_the_loss_is_psnr_with_edges_and_the_colour_of_grey_photos() -> None:
     target = torch.zeros(2, 3, 16, 16)
     gray = torch.tensor([0.0, 1.0])
-    assert float(train_lite.loss_of(target, target, gray)) == pytest.approx(np.log(FLOOR))
+    assert float(lite_network.loss_of(target, target, gray)) == pytest.approx(np.log(FLOOR))
     flat = torch.full_like(target, 0.1)
-    assert float(train_lite.loss_of(flat, target, gray)) == pytest.approx(np.log(0.01 + FLOOR), rel=1e-5)
+    assert float(lite_network.loss_of(flat, target, gray)) == pytest.approx(np.log(0.01 + FLOOR), rel=1e-5)
     red = target.clone()
     red[:, 0] = 0.3
     expected = np.mean([np.log(0.03 + FLOOR), np.log(0.03 + 4 * 0.02 + FLOOR)])
-    assert float(train_lite.loss_of(red, target, gray)) == pytest.approx(expected, rel=1e-5)
+    assert float(lite_network.loss_of(red, target, gray)) == pytest.approx(expected, rel=1e-5)
     stripes = target.clone()
     stripes[..., ::2] = 0.1
     expected = np.log(0.005 + 0.25 * 0.01 + FLOOR)
-    assert float(train_lite.loss_of(stripes, target, gray * 0)) == pytest.approx(expected, rel=1e-5)
+    assert float(lite_network.loss_of(stripes, target, gray * 0)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_likeness_is_the_ssim_that_is_reported(face: Pixels) -> None:
     pairs = [degrade.degrade(face, degrade.LEVELS["medium"], np.random.default_rng(seed)) for seed in (1, 2)]
     sources, targets = (train_lite.as_tensor(pictures) for pictures in zip(*pairs, strict=True))
-    found = train_lite.likeness_of(sources, targets)
+    found = lite_network.likeness_of(sources, targets)
     np.testing.assert_allclose(found.numpy(), [degrade.ssim(*pair) for pair in pairs], atol=1e-4)
 
 
