@@ -13,7 +13,7 @@ import web_server
 from archive import group_photo
 from conftest import Command
 from PIL import Image
-from web_server import Page, Served, phone, soon, until
+from web_server import Page, Served, phone, until
 
 pytest.importorskip("gradio")
 
@@ -26,6 +26,18 @@ pytestmark = pytest.mark.slow
 CHOSEN = """return [...document.querySelectorAll('#restore-compare .faces li')].map(row =>
     [row.className, row.querySelector('output')?.textContent ?? ''])"""
 AFTER = "return document.querySelector('#restore-compare img.after')?.src ?? ''"
+LATE_END = """const fetched = window.fetch;
+window.fetch = async (...asked) => {
+    const answer = await fetched(...asked);
+    if (!String(asked[0].url ?? asked[0]).includes('/queue/data')) return answer;
+    const late = new TransformStream({async transform(part, given) {
+        const ends = new TextDecoder().decode(part).includes('close_stream');
+        if (ends) await new Promise(done => setTimeout(done, 3000));
+        given.enqueue(part);
+    }});
+    return new Response(answer.body.pipeThrough(late), answer);
+}"""
+"""A line that is slow just where the server ends a stream of events."""
 WIDTHS = "return [...document.querySelectorAll('#restore-compare img')].map(each => each.naturalWidth)"
 
 
@@ -47,13 +59,8 @@ def open_tab(driver: Any, server: Served) -> Page:
 
 
 def restored(page: Page, path: Path) -> str:
-    """Upload the photo; the address of the picture after, when it is there.
-
-    Once in some hundreds of times a page that has just been opened does not hear of the file: then it is given again.
-    """
+    """Upload the photo; the address of the picture after, when it is there."""
     page.upload("#restore-photo", path)
-    if not soon(lambda: page.run(AFTER)):
-        page.upload("#restore-photo", path)
     return until(lambda: page.run(AFTER))
 
 
@@ -130,6 +137,14 @@ def test_drop_compare_choose_and_download(
     severe = [entry["message"] for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]
     # Gradio asks how far an upload is that is there already
     assert [message for message in severe if "upload_progress" not in message] == []
+
+
+def test_a_photo_that_is_given_at_once_is_heard_of(page_server: Served, chromium: Any, group_file: Path) -> None:
+    slow = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": LATE_END})
+    try:
+        restored(open_tab(chromium, page_server), group_file)
+    finally:
+        chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", slow)
 
 
 def test_settings_are_the_commands_and_a_new_run_takes_them(

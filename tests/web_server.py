@@ -109,14 +109,6 @@ def until(what: Callable[[], _Told], patience_s: float = PATIENCE_S) -> _Told:
         time.sleep(0.05)
 
 
-def soon(what: Callable[[], object], patience_s: float = PATIENCE_S / 2) -> bool:
-    """Whether `what` is true within the time."""
-    end = time.monotonic() + patience_s
-    while not (told := what()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(told)
-
-
 class Page:
     """The page in the browser, as a person meets it."""
 

@@ -85,7 +85,9 @@ def build(house: House) -> None:
     gr.Timer(_TICK_S).tick(deed.look, [out, said], shows, queue=False, trigger_mode="once", **private)
     blocks = Context.root_block
     assert blocks is not None
-    blocks.load(deed.opened, None, [source, out, *settings.values()], **private)
+    # past the queue: its stream would end just when the first photo is given, and gradio's page takes no notice of an
+    # event whose answer overtakes the end of a stream
+    blocks.load(deed.opened, None, [source, out, *settings.values()], queue=False, **private)
     source.input(deed.named, [source, out], out, **private)
     out.input(deed.known, out, [source, board, *settings.values()], **private)
     given = [source, out, again, *settings.values()]
