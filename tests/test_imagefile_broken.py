@@ -99,6 +99,32 @@ def test_bombs_are_refused_from_the_header(tmp_path: Path, form: str) -> None:
     assert imagefile.read(tmp_path / "q.png", max_pixels=600).width == 20
 
 
+@pytest.mark.parametrize(("mode", "first"), [("RGB", 64), ("CMYK", 1), ("CMYK", 64)])
+def test_a_size_that_stands_in_a_tiff_twice_does_not_get_past_the_limit(tmp_path: Path, mode: str, first: int) -> None:
+    """RGB goes through libtiff, which takes a tag's first entry, CMYK through Pillow, which takes the last."""
+    Image.new(mode, (64, 64)).save(tmp_path / "p.tif")
+    data = (tmp_path / "p.tif").read_bytes()
+    page = exif_room.parse(data)
+    sizes = {256: (first, 65 - first), 257: (first, 65 - first)}
+    twice = [(tag, exif_room.entry("<", exif_room.LONG, side)) for tag, sides in sizes.items() for side in sides]
+    entries = [*twice, *((tag, each) for tag, each in page.entries.items() if tag not in sizes)]
+    block = struct.pack("<H", len(entries))
+    for tag, each in entries:
+        value = each.data.ljust(4, b"\0") if len(each.data) <= 4 else struct.pack("<I", each.at)
+        block += struct.pack("<HHI", tag, each.kind, each.number) + value
+    (tmp_path / "p.tif").write_bytes(data[:4] + struct.pack("<I", len(data)) + data[8:] + block + b"\0\0\0\0")
+    with pytest.raises(PhotoRefused, match="64x64"):
+        imagefile.read(tmp_path / "p.tif", max_pixels=10)
+
+
+def test_entries_that_lie_in_one_another_are_no_bomb() -> None:
+    entries, size = 500, 100_000
+    block = b"II*\0" + struct.pack("<IH", 8, entries)
+    block += b"".join(struct.pack("<HHII", 1000 + n, exif_room.UNDEFINED, size, 8) for n in range(entries))
+    with pytest.raises(ValueError, match="its entries lie in one another"):
+        exif_room.parse(block + bytes(4 + size))
+
+
 @pytest.mark.parametrize("name", ["p.jpg", "p.png", "p16.png", "p.tif", "p16.tif", "p.webp", "p.bmp", "p.gif", "p.jp2"])
 def test_cut_files_give_part_with_a_warning_or_a_clear_error(tmp_path: Path, name: str) -> None:
     samples = np.random.default_rng(1).integers(0, 256, (60, 80, 3)).astype(np.uint8)

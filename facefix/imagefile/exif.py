@@ -66,6 +66,11 @@ class Directory:
         ends = [e.at + len(e.data) for e in self.entries.values()]
         return max([self.end, *ends, *(child.last() for child in self.children.values())])
 
+    def held(self) -> int:
+        """How many bytes its entries and its children's hold."""
+        own = sum(len(e.data) for e in self.entries.values())
+        return own + sum(child.held() for child in self.children.values())
+
 
 def entry(order: Literal["<", ">"], kind: int, *values: int) -> Entry:
     """An entry of whole numbers; for RATIONAL, numerators and denominators in turn."""
@@ -77,7 +82,7 @@ def parse(block: bytes | memoryview) -> Directory:
     """The first directory of a TIFF block (a whole TIFF file, or EXIF without its prefix).
 
     Raises:
-        ValueError: the block is no TIFF, or its first directory is cut off.
+        ValueError: the block is no TIFF, its first directory is cut off, or its entries lie in one another.
     """
     try:
         orders: dict[bytes, Literal["<", ">"]] = {b"II": "<", b"MM": ">"}
@@ -87,12 +92,18 @@ def parse(block: bytes | memoryview) -> Directory:
             raise ValueError(f"expected TIFF version 42 or 43, got {version}")
         big = version == 43
         first = struct.unpack_from(order + ("Q" if big else "I"), block, 8 if big else 4)[0]
-        return _directory(block, order, first, big, depth=0)
+        return _directory(block, order, first, big, depth=0, room=len(block))
     except (KeyError, struct.error) as error:
         raise ValueError("the directory is damaged") from error
 
 
-def _directory(block: bytes | memoryview, order: Literal["<", ">"], start: int, big: bool, depth: int) -> Directory:
+def _directory(
+    block: bytes | memoryview, order: Literal["<", ">"], start: int, big: bool, depth: int, room: int
+) -> Directory:
+    """The directory at `start`, whose entries, which are copied, may hold `room` bytes together.
+
+    Of a tag that stands there twice the first entry counts, as in libtiff: what is checked must be what is decoded.
+    """
     head, form, width = ("Q", "HHQ8s", 8) if big else ("H", "HHI4s", 4)
     count = struct.unpack_from(order + head, block, start)[0]
     at, step = start + struct.calcsize(head), 4 + 2 * width
@@ -106,13 +117,18 @@ def _directory(block: bytes | memoryview, order: Literal["<", ">"], start: int, 
         where = here + 4 + width
         if size > width:
             where = struct.unpack(order + ("Q" if big else "I"), value)[0]
-        if size and where + size <= len(block):
+        if size and where + size <= len(block) and tag not in directory.entries:
+            room -= size
+            if room < 0:
+                raise ValueError("its entries lie in one another")
             directory.entries[tag] = Entry(kind, number, bytes(block[where : where + size]), where)
     for tag in _POINTERS:
         pointer = directory.numbers(tag)
         if len(pointer) == 1 and depth < 3:
             try:
-                directory.children[tag] = _directory(block, order, pointer[0], big, depth + 1)
+                child = _directory(block, order, pointer[0], big, depth + 1, room)
+                room -= child.held()
+                directory.children[tag] = child
             except (struct.error, ValueError):
                 del directory.entries[tag]
     if end + width <= len(block):
@@ -215,7 +231,7 @@ def settle(exif: bytes, width: int, height: int) -> bytes:
 def _cut_thumbnail(block: bytearray, first: Directory) -> None:
     struct.pack_into(first.order + "I", block, first.next_at, 0)
     try:
-        second = _directory(bytes(block), first.order, first.next, big=False, depth=3)
+        second = _directory(bytes(block), first.order, first.next, big=False, depth=3, room=len(block))
     except (struct.error, ValueError):
         return
     where, size = (*second.numbers(0x0201), 0)[0], (*second.numbers(0x0202), 0)[0]

@@ -40,7 +40,7 @@ def decode_tiff(data: Data, check: SizeCheck) -> Found:
     if _DNG in page.entries or page.numbers(254, (0,))[0] & 1 or page.numbers(_PHOTOMETRIC, (1,))[0] > 32000:
         raise UndecodableError("a raw camera file or a page of previews; develop it to TIFF or JPEG first")
     found = Found("TIFF", np.zeros((0, 0), np.uint8))
-    _read_pixels(found, data, page)
+    _read_pixels(found, data, page, check)
     found.icc, found.xmp, found.iptc = page.data(_ICC), page.data(_XMP), page.data(_IPTC)
     found.exif, found.dpi = exif.from_tiff(page), exif.dpi_in(page)
     if page.next:
@@ -48,7 +48,7 @@ def decode_tiff(data: Data, check: SizeCheck) -> Found:
     return found
 
 
-def _read_pixels(found: Found, data: Data, page: exif.Directory) -> None:
+def _read_pixels(found: Found, data: Data, page: exif.Directory, check: SizeCheck) -> None:
     depths, photometric = set(page.numbers(_BITS, (1,))), page.numbers(_PHOTOMETRIC, (1,))[0]
     formats = set(page.numbers(_FORMAT, (1,)))
     if formats != {1} or len(depths) != 1 or max(depths) > 16:
@@ -59,7 +59,7 @@ def _read_pixels(found: Found, data: Data, page: exif.Directory) -> None:
     depth = max(depths)
     direct = photometric in (_WHITE_IS_0, _BLACK_IS_0, _RGB, _PALETTE) and depth in (1, 8, 16)
     if not direct and not (photometric == _YCBCR and page.numbers(_COMPRESSION, (1,))[0] == _JPEG):
-        _through_pillow(found, bytes(data[:]), depth)
+        _through_pillow(found, bytes(data[:]), depth, check)
         return
     try:
         samples: Any = imagecodecs.tiff_decode(data)
@@ -78,11 +78,12 @@ def _read_pixels(found: Found, data: Data, page: exif.Directory) -> None:
     found.turn = _turn(page.numbers(_ORIENTATION, (1,))[0])
 
 
-def _through_pillow(found: Found, data: bytes, depth: int) -> None:
+def _through_pillow(found: Found, data: bytes, depth: int, check: SizeCheck) -> None:
     """CMYK, YCbCr, LAB and odd depths."""
     if depth > 8:
         raise UndecodableError(f"expected 8 bits for a TIFF of this kind, got {depth}; convert it to 16-bit RGB first")
     image = opened("TIFF", data)
+    check(*image.size)  # of a tag that stands there twice Pillow takes the last
     image.load()
     found.samples, found.cmyk = samples_of(image), image.mode == "CMYK"
     left = image.tag_v2.get(_ORIENTATION, 1) if isinstance(image, TiffImagePlugin.TiffImageFile) else 1
