@@ -87,9 +87,21 @@ def test_white_is_zero_palettes_and_premultiplied_alpha(tmp_path: Path) -> None:
     gray = smooth(20, 30, 1, 8)[..., 0]
     tifffile.imwrite(tmp_path / "w.tif", gray, photometric="miniswhite")
     np.testing.assert_array_equal(imagefile.read(tmp_path / "w.tif").raster[..., 0], 255 - gray)
+    both = np.dstack([gray, np.full_like(gray, 200)])
+    tifffile.imwrite(tmp_path / "wa.tif", both, photometric="miniswhite", extrasamples=["unassalpha"], planarconfig=1)
+    photo = imagefile.read(tmp_path / "wa.tif")
+    np.testing.assert_array_equal(photo.raster[..., 0], 255 - gray)
+    assert photo.alpha is not None
+    assert (photo.alpha == 200).all()
     table = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "p.tif", gray, photometric="palette", colormap=table * 257)
     np.testing.assert_array_equal(imagefile.read(tmp_path / "p.tif").raster, table.T[gray])
+    two, dots = table[:, :2], gray > 128
+    colormap = (320, "H", 6, (two * 257).ravel().tolist(), True)
+    tifffile.imwrite(tmp_path / "b.tif", dots, photometric="minisblack", extratags=[colormap])
+    with tifffile.TiffFile(tmp_path / "b.tif", mode="r+b") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(3)
+    np.testing.assert_array_equal(imagefile.read(tmp_path / "b.tif").raster, two.T[dots.astype(int)])
     colours, alpha = smooth(20, 30, 3, 16), np.full((20, 30, 1), 32768, np.uint16)
     multiplied = np.rint(colours * (alpha / 65535)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", np.dstack([multiplied, alpha]), photometric="rgb", extrasamples=["assocalpha"])

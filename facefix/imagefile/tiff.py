@@ -68,9 +68,10 @@ def _read_pixels(found: Found, data: Data, page: exif.Directory, check: SizeChec
     if samples.ndim == 3 and page.numbers(_PLANAR, (1,))[0] == 2:
         samples = np.ascontiguousarray(np.moveaxis(samples, 0, -1))
     if samples.dtype == np.bool_:
-        samples = samples.astype(np.uint8) * np.uint8(255)
+        samples = samples.astype(np.uint8) * np.uint8(1 if photometric == _PALETTE else 255)
     if photometric == _WHITE_IS_0:
-        samples = np.iinfo(samples.dtype).max - samples
+        light = samples if samples.ndim == 2 else samples[..., 0]  # but not what is beside it: alpha
+        np.subtract(np.iinfo(samples.dtype).max, light, out=light)
     if photometric == _PALETTE:
         table = np.array(page.numbers(_COLOURS), np.uint16).reshape(3, -1).T
         samples = (table[samples] >> 8).astype(np.uint8)
