@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps, JpegImagePlugin
 
 from facefix import imagefile
 from facefix.errors import PhotoUnreadable
+from facefix.imagefile import exif as exif_room
 from facefix.imagefile import xmp as xmp_room
 from facefix.types import Box, Photo
 
@@ -97,10 +99,12 @@ def test_white_is_zero_palettes_and_premultiplied_alpha(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "p.tif", gray, photometric="palette", colormap=table * 257)
     np.testing.assert_array_equal(imagefile.read(tmp_path / "p.tif").raster, table.T[gray])
     two, dots = table[:, :2], gray > 128
-    colormap = (320, "H", 6, (two * 257).ravel().tolist(), True)
-    tifffile.imwrite(tmp_path / "b.tif", dots, photometric="minisblack", extratags=[colormap])
-    with tifffile.TiffFile(tmp_path / "b.tif", mode="r+b") as file:
-        file.pages[0].tags["PhotometricInterpretation"].overwrite(3)
+    bits = np.packbits(dots, axis=1).tobytes()
+    told = {256: [30], 257: [20], 258: [1], 259: [1], 262: [3], 273: [8], 277: [1], 278: [20], 279: [len(bits)]}
+    told[320] = (two * 257).ravel().tolist()
+    page = exif_room.Directory("<", {tag: exif_room.entry("<", exif_room.SHORT, *told[tag]) for tag in told})
+    at = 8 + len(bits)
+    (tmp_path / "b.tif").write_bytes(b"II*\0" + struct.pack("<I", at) + bits + exif_room.serialise(page, at))
     np.testing.assert_array_equal(imagefile.read(tmp_path / "b.tif").raster, two.T[dots.astype(int)])
     colours, alpha = smooth(20, 30, 3, 16), np.full((20, 30, 1), 32768, np.uint16)
     multiplied = np.rint(colours * (alpha / 65535)).astype(np.uint16)
