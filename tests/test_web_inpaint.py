@@ -131,6 +131,7 @@ def fill(client: Client, path: Path, mask: Path | None, **settings: Any) -> tupl
     return tuple(told)
 
 
+@pytest.mark.usefixtures("temporary")
 @pytest.mark.slow
 def test_a_program_gets_the_commands_bytes_and_one_line_where_it_cannot(
     page_server: Served, portrait: np.ndarray, tmp_path: Path, facefix: Command

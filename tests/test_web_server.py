@@ -27,6 +27,8 @@ from facefix.errors import UsageError
 from facefix.web.house import House
 from facefix.web.server import Guard, Hosts, bound, is_loopback, page_app
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 SECRET = "a secret of this machine"
 ELSEWHERE = "https://elsewhere.example"
 README = Path(__file__).parents[1] / "README.md"
@@ -231,7 +233,8 @@ def test_the_documented_example_works(
     group_file.rename(group_file.with_name("grandma.jpg"))
     monkeypatch.chdir(group_file.parent)
     known: dict[str, Any] = {}
-    exec(EXAMPLE.replace("http://127.0.0.1:7860/", page_server.address), known)
+    here = f"{page_server.address!r}, download_files={str(group_file.parent)!r}"
+    exec(EXAMPLE.replace('"http://127.0.0.1:7860/"', here), known)
     assert "3 of 3 faces restored with facefix-lite-256. 500 × 240 px. " in capsys.readouterr().out
     assert Path(known["file"]).name == "grandma.facefix.jpg"
     assert [face["outcome"] for face in known["report"]["faces"]] == ["skipped", "restored", "restored"]
