@@ -304,7 +304,7 @@ def _one(
 
     photo = imagefile.read(task.source, max_pixels=max_pixels)
     target = task.target(photo.meta)
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise PhotoUnwritable(task.source, f"{target} exists already; give another -o or pass --overwrite")
     result = fix(photo, mask=mask, target=target, progress=progress)
     _make_folder(target.parent)
@@ -331,11 +331,11 @@ def _tasks(sources: list[Path], out: Path | None, compare: Path | None) -> Itera
     """One task for each of the photos, in their order."""
     single = len(sources) == 1
     for source in sources:
-        exact = single and out is not None and bool(out.suffix) and not out.is_dir()
+        exact = single and out is not None and bool(out.suffix) and not os.path.isdir(out)
         beside_it = source.with_name(f"{source.stem}.facefix")
         target = beside_it if out is None else out if exact else out / source.stem
         beside = compare
-        if compare is not None and (not single or compare.is_dir()):
+        if compare is not None and (not single or os.path.isdir(compare)):
             beside = compare / f"{source.stem}.compare.jpg"
         yield _Task(source, target, exact, beside)
 

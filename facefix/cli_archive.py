@@ -62,8 +62,8 @@ class Many:
         """
         if self.from_file is None and not self.inputs:
             raise UsageError("INPUT: expected photos or folders, got none; name some, or give --from-file")
-        spread = any(path.is_dir() or _is_glob(path) for path in self.inputs)
-        known = self.out is not None and (self.out / FOLDER / "journal.sqlite").exists()
+        spread = any(os.path.isdir(path) or _is_glob(path) for path in self.inputs)
+        known = self.out is not None and os.path.exists(self.out / FOLDER / "journal.sqlite")
         return self.from_file is not None or spread or known or (self.out is not None and len(self.inputs) > 1)
 
     def refuse(self, options: Mapping[str, object]) -> None:
@@ -163,7 +163,7 @@ def _out(many: Many) -> Path:
     if many.out is None:
         named = shown(many.from_file if many.from_file is not None else many.inputs[0])
         raise UsageError(f"{named}: expected -o FOLDER for what comes of many photos, got none; name one")
-    if many.out.exists() and not many.out.is_dir():
+    if os.path.exists(many.out) and not os.path.isdir(many.out):
         raise UsageError(f"-o {shown(many.out)}: expected a folder for many photos, got a file; name a folder")
     return many.out.absolute()
 
@@ -220,7 +220,7 @@ def _heaviest(recipe: Recipe) -> int:
 def _reports(journal: Any, out: Path, wanted: Path | None, *, forgiving: bool) -> None:
     """Writes OUT/.facefix/report.jsonl, and the one that was asked for."""
     try:
-        if (out / FOLDER).is_dir():  # it may have gone away
+        if os.path.isdir(out / FOLDER):  # it may have gone away
             journal.export(out / FOLDER / "report.jsonl")
         if wanted is not None:
             journal.export(wanted, lines=wanted.suffix.lower() == ".jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -131,5 +132,6 @@ def write_reports(path: Path, reports: list[dict[str, Any]], *, single: bool) ->
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UsageError(f"--report {path}: {error.strerror}; name a file in a folder that can be written") from error

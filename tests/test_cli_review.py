@@ -126,6 +126,7 @@ def test_the_board_goes_where_it_is_wanted(facefix: Command, out: Path) -> None:
     [
         (["review", "nowhere"], 2, "nowhere/.facefix/journal.sqlite: there is no such journal"),
         (["review", "out", "--board", "no/board.html"], 2, "no/board.html: No such file or directory"),
+        (["review", "out", "--board", "out/shore.jpg/board.html"], 2, "out/shore.jpg/board.html: Not a directory"),
         (["apply", "out", "none.json"], 2, "none.json: No such file or directory; name the file"),
         (["undo", "out"], 2, "expected PHOTO or --all, got neither"),
         (["undo", "out", "shore.jpg", "--all"], 2, "expected PHOTO or --all, got both"),

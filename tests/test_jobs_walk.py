@@ -52,6 +52,7 @@ def test_the_output_folder_is_skipped_wherever_it_is_met(tmp_path: Path) -> None
 def test_loops_of_links_end(tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     touch(scans / "a.jpg", scans / "sub" / "b.jpg", tmp_path / "other" / "c.jpg")
+    (scans / "circle").symlink_to("circle")
     (scans / "sub" / "up").symlink_to("..")
     (scans / "sub" / "self").symlink_to(".")
     (scans / "other").symlink_to(tmp_path / "other")
@@ -215,11 +216,20 @@ def test_wrong_inputs_are_one_clear_line(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("end", [b"\n", b"\0"])
 def test_a_list_mirrors_its_names_and_leads_nowhere_else(tmp_path: Path, monkeypatch, end: bytes) -> None:
-    names = [b"s/a.jpg", b"s//./b/../c.jpg", b"../../up.jpg", b"/abs/d.jpg", b"s/\xff.jpg", b"", b"-dash.jpg"]
+    names = [
+        b"s/a.jpg",
+        b"s//./b/../c.jpg",
+        b"../../up.jpg",
+        b"/abs/d.jpg",
+        b"s/\xff.jpg",
+        b"",
+        b"-dash.jpg",
+        b"n" * 300,
+    ]
     monkeypatch.chdir(tmp_path)
     found = list(listed(io.BytesIO(end.join(names))))
     places = [os.fsencode(root.place) for root in found]
-    assert places == [b"s/a.jpg", b"s/c.jpg", b"up.jpg", b"abs/d.jpg", b"s/\xff.jpg", b"-dash.jpg"]
+    assert places == [b"s/a.jpg", b"s/c.jpg", b"up.jpg", b"abs/d.jpg", b"s/\xff.jpg", b"-dash.jpg", b"n" * 300]
     assert found[0].path == tmp_path / "s" / "a.jpg"
     assert found[3].path == Path("/abs/d.jpg")
     assert list(listed(io.BytesIO(b""))) == []

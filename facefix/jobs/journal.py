@@ -67,10 +67,10 @@ class Journal:
         """
         folder = out / database.FOLDER
         path = database.files(folder)[0]
-        link = next((each for each in (folder, *database.files(folder)) if each.is_symlink()), None)
+        link = next((each for each in (folder, *database.files(folder)) if os.path.islink(each)), None)
         if link is not None:
             raise JournalError(link, "got a link, which may lead out of the output folder; remove it")
-        if not create and not path.is_file():
+        if not create and not os.path.isfile(path):
             raise JournalError(path, "there is no such journal; name the folder that `facefix restore … -o` wrote")
         with contextlib.ExitStack() as undone:
             try:

@@ -14,6 +14,7 @@ The decisions are a JSON object: {"facefix": "decisions", "version": 1, "decisio
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.resources
 import io
@@ -108,7 +109,8 @@ def write_board(
             problem = f"{error.strerror or error}; name a file in a folder that can be written"
             raise JournalError(target, problem) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         before += len(part)
     return paths
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -108,7 +109,7 @@ class Walk:
                 name = entry.name
                 if name.startswith("."):
                     continue
-                if entry.is_dir(follow_symlinks=True):
+                if _leads_to_folder(entry):
                     if entry.is_symlink() and not self.follow_links:
                         self.links += 1
                     elif not self._is_out(entry):
@@ -125,6 +126,14 @@ class Walk:
         if self._out is None or (entry.inode() != self._out[1] and not entry.is_symlink()):
             return False
         return _identity(Path(entry.path)) == self._out
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; of what cannot be looked at, the name decides."""
+    try:
+        return entry.is_dir()
+    except OSError as error:  # a link that leads in a circle leads nowhere, like one to nothing
+        return error.errno != errno.ELOOP and os.path.splitext(entry.name)[1].lower() not in SUFFIXES
 
 
 class Ahead:
@@ -259,7 +268,7 @@ def roots(inputs: Sequence[Path], out: Path) -> list[Root]:
         absolute = Path(os.path.abspath(path))
         if not os.path.lexists(path):
             raise UsageError(f"{shown(path)}: expected a photo or a folder, got nothing by that name; check it")
-        is_folder = path.is_dir()
+        is_folder = os.path.isdir(path)
         if from_glob:
             place = below if alone else Path(absolute.parents[len(below.parts) - 1].name, below)
         else:
@@ -284,7 +293,8 @@ def _expanded(pattern: Path, out: Path) -> list[tuple[Path, Path, bool]]:
     for name in sorted(glob.glob(str(pattern), recursive=True)):
         path = Path(name)
         named_picture = path.suffix.lower() in SUFFIXES and ".facefix." not in path.name
-        wanted = (path.is_dir() and not deep) or (named_picture and not path.is_dir())
+        is_folder = os.path.isdir(path)
+        wanted = (is_folder and not deep) or (named_picture and not is_folder)
         if wanted and not Path(os.path.realpath(path)).is_relative_to(own):
             fitting.append((path, path.relative_to(fixed), True))
     if not fitting:
@@ -338,4 +348,4 @@ def listed(file: BinaryIO) -> Iterator[Root]:
 def _listed_root(name: bytes) -> Root:
     path = Path(os.fsdecode(name))
     parts = [part for part in Path(os.path.normpath(path)).parts if part not in (path.anchor, "..", ".")]
-    return Root(Path(os.path.abspath(path)), Path(*parts), path.is_dir())
+    return Root(Path(os.path.abspath(path)), Path(*parts), os.path.isdir(path))

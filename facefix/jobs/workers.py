@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from facefix.errors import FacefixError, PhotoError, PhotoUnreadable, PhotoUnwritable, WeightsError
 from facefix.jobs.database import FOLDER
-from facefix.jobs.files import CHANGED, file_sha256, inside, peak_bytes, put
+from facefix.jobs.files import CHANGED, file_sha256, inside, looked_at, peak_bytes, put
 from facefix.jobs.rows import Mark, report_json, text_of
 from facefix.recipe import Recipe
 
@@ -185,11 +185,15 @@ def _compute_on(threads: int) -> None:
 
 
 def ready_of(fix: FaceFix, run: Run) -> Ready:
-    """What the worker has loaded; the digest covers the recipe, every weight file it may take, and the mask."""
+    """What the worker has loaded; the digest covers the recipe, every weight file it may take, and the mask.
+
+    Raises:
+        PhotoError: the mask is no picture that can be read.
+    """
     weights = fix.weight_digests()
     told = [run.recipe.digest("restore"), *(f"{name} {digest}" for name, digest in sorted(weights.items()))]
     if run.mask is not None:
-        told.append(f"mask {file_sha256(run.mask)}")
+        told.append(f"mask {looked_at(run.mask, max_pixels=run.max_pixels)[1]}")
     return Ready(hashlib.sha256("\n".join(told).encode()).hexdigest(), weights, fix.notices)
 
 
