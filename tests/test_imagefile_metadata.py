@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,41 @@ def test_png_text_stays_and_a_comment_goes_along(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "c.jpg", comment="hello")
     imagefile.write(imagefile.read(tmp_path / "c.jpg"), tmp_path / "d.jpg")
     assert imagefile.read(tmp_path / "d.jpg").meta.text == (("Comment", "hello"),)
+
+
+def png_with(path: Path, *chunks: tuple[bytes, bytes]) -> Path:
+    """A PNG with these chunks before its picture."""
+    Image.new("RGB", (8, 8)).save(path)
+    data = path.read_bytes()
+    more = b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    path.write_bytes(data[:33] + more + data[33:])
+    return path
+
+
+def test_texts_of_a_png_together_are_no_bomb(tmp_path: Path) -> None:
+    packed = zlib.compress(bytes(40 << 20))
+    chunks = [(b"zTXt", f"note {number}".encode() + b"\0\0" + packed) for number in range(3)]
+    photo = imagefile.read(png_with(tmp_path / "p.png", *chunks))
+    assert [(key, len(value)) for key, value in photo.meta.text] == [("note 0", 40 << 20)]
+    assert sum("the zTXt chunk is damaged and not kept (it grows beyond 64 MiB)" in w for w in photo.meta.warnings) == 2
+
+
+@pytest.mark.parametrize(
+    ("chunks", "words"),
+    [
+        ([(b"gAMA", struct.pack(">I", 60000)), (b"cHRM", struct.pack(">8I", *[30000] * 8))], "of no colour space"),
+        ([(b"tEXt", b"Raw profile type iptc\0\niptc\n       6\n" + b"8BIM\x04\x04".hex().encode())], ""),
+    ],
+)
+def test_senseless_chunks_of_a_png_cost_no_picture(
+    tmp_path: Path, chunks: list[tuple[bytes, bytes]], words: str
+) -> None:
+    photo = imagefile.read(png_with(tmp_path / "p.png", *chunks))
+    assert (photo.meta.icc, photo.meta.iptc) == (None, None)
+    assert words in " ".join(photo.meta.warnings)
 
 
 def test_what_a_format_cannot_hold_is_told(tmp_path: Path) -> None:

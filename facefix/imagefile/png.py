@@ -19,7 +19,7 @@ _HEAD = 33  # the signature and the IHDR chunk
 _UP = 2  # the row filter: each byte less the one above it
 _IDAT_BYTES = 1 << 30
 _KINDS = {1: 0, 2: 4, 3: 2, 4: 6}  # colour type by channels
-_TEXT_LIMIT = 1 << 26  # a compressed chunk may not grow beyond 64 MiB
+_TEXT_LIMIT = 1 << 26  # a compressed profile, and all texts together, may not grow beyond 64 MiB
 _XMP = "XML:com.adobe.xmp"
 _LEVEL = 1  # libdeflate's; with the one filter smaller than libpng's level 2 on photos, in a third of the time
 
@@ -74,18 +74,20 @@ def _read_chunks(found: Found, data: bytes, *, gray: bool) -> None:
     gamma: float | None = None
     points: tuple[float, ...] | None = None
     text: list[tuple[str, str]] = []
+    room = _TEXT_LIMIT
     plain = False
     for kind, content in _chunks(data):
         try:
             if kind == b"iCCP":
-                found.icc = _inflated(content.split(b"\0", 1)[1][1:])
+                found.icc = _inflated(content.split(b"\0", 1)[1][1:], _TEXT_LIMIT)
             elif kind == b"eXIf":
                 found.exif = content
             elif kind == b"pHYs" and len(content) == 9 and content[8] == 1:
                 x, y = struct.unpack(">II", content[:8])
                 found.dpi = (x * 0.0254, y * 0.0254) if x and y else None
             elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-                text.append(_text(kind, content))
+                text.append(_text(kind, content, room))
+                room -= len(text[-1][1])
             elif kind == b"gAMA":
                 gamma = struct.unpack(">I", content)[0] / 100000
             elif kind == b"cHRM":
@@ -101,7 +103,10 @@ def _read_chunks(found: Found, data: bytes, *, gray: bool) -> None:
         except (zlib.error, ValueError, IndexError, struct.error) as error:
             found.warnings.append(f"the {kind.decode('latin-1')} chunk is damaged and not kept ({error})")
     if found.icc is None and gamma is not None and not plain:
-        found.icc = profile_of_gamma(gamma, points, gray=gray)
+        try:
+            found.icc = profile_of_gamma(gamma, points, gray=gray)
+        except imagecodecs.CmsError as error:
+            found.warnings.append(f"the gAMA and cHRM chunks are of no colour space ({error}); it is taken as sRGB")
     _sort_text(found, text)
 
 
@@ -125,19 +130,20 @@ def _sort_text(found: Found, text: list[tuple[str, str]]) -> None:
     found.text = tuple(kept)
 
 
-def _text(kind: bytes, content: bytes) -> tuple[str, str]:
+def _text(kind: bytes, content: bytes, room: int) -> tuple[str, str]:
+    """Key and text of a chunk; raises ValueError where it inflates to more than `room` bytes."""
     key, rest = content.split(b"\0", 1)
     if kind == b"tEXt":
         return key.decode("latin-1"), rest.decode("latin-1")
     if kind == b"zTXt":
-        return key.decode("latin-1"), _inflated(rest[1:]).decode("latin-1")
+        return key.decode("latin-1"), _inflated(rest[1:], room).decode("latin-1")
     packed, body = rest[0], rest[2:].split(b"\0", 2)[2]
-    return key.decode("latin-1"), (_inflated(body) if packed else body).decode("utf-8", "replace")
+    return key.decode("latin-1"), (_inflated(body, room) if packed else body).decode("utf-8", "replace")
 
 
-def _inflated(content: bytes) -> bytes:
+def _inflated(content: bytes, room: int) -> bytes:
     stream = zlib.decompressobj()
-    plain = stream.decompress(content, _TEXT_LIMIT)
+    plain = stream.decompress(content, max(room, 1))  # 0 would be without a limit
     if stream.unconsumed_tail:
         raise ValueError(f"it grows beyond {_TEXT_LIMIT >> 20} MiB")
     return plain
@@ -156,7 +162,7 @@ def _iptc_in(content: bytes) -> bytes | None:
     if not content.startswith((b"8BIM", b"Photoshop")):
         return content or None
     at = content.find(b"8BIM\x04\x04")
-    if at < 0:
+    if at < 0 or at + 6 == len(content):
         return None
     name = content[at + 6]
     begin = at + 7 + name + (1 - name % 2)
