@@ -128,6 +128,7 @@ def test_an_older_source_type_is_replaced_unless_it_says_more(form: str) -> None
         b"<x>not closed",
         b"<x/>",
         b"",
+        XMP.replace(b"</rdf:RDF>", b"<a>" * 3000 + b"</a>" * 3000 + b"</rdf:RDF>"),
         ('<?xml version="1.0" encoding="utf-16"?><!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>').encode("utf-16"),
     ],
 )
@@ -147,6 +148,18 @@ def test_broken_exif_and_profile_are_left_out_with_a_warning(tmp_path: Path) -> 
     told = " ".join(photo.meta.warnings)
     assert "the EXIF is damaged" in told
     assert "the ICC profile cannot be used" in told
+
+
+def test_a_resolution_that_no_format_can_hold_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.tif", dpi=(300, 300))
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    struct.pack_into("<II", data, exif_room.parse(bytes(data)).entries[282].at, 4_294_967_295, 1)
+    (tmp_path / "a.tif").write_bytes(data)
+    photo = imagefile.read(tmp_path / "a.tif")
+    assert photo.meta.dpi is None
+    assert "4,294,967,295 pixels per inch" in photo.meta.warnings[0]
+    for suffix in (".tif", ".png", ".bmp"):
+        imagefile.write(photo, tmp_path / f"b{suffix}")
 
 
 def test_png_text_stays_and_a_comment_goes_along(tmp_path: Path) -> None:

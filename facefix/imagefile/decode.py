@@ -24,6 +24,7 @@ from facefix.types import Raster
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _IPTC_RESOURCE, _EXIF_RESOURCE, _XMP_RESOURCE = 0x0404, 0x0422, 0x0424
 _RAW = "a raw camera file; develop it to TIFF or JPEG first"
+_MOST_DPI = 400_000  # four times a microscope's; a TIFF cannot hold much more
 
 
 def decode(data: Data, check: SizeCheck) -> Found:
@@ -245,5 +246,8 @@ def settle_metadata(found: Found) -> None:
             found.exif = None
     elif found.xmp is not None:
         turn = xmp.orientation(found.xmp)
+    if found.dpi is not None and max(found.dpi) > _MOST_DPI:
+        found.warnings.append(f"a resolution of {max(found.dpi):,.0f} pixels per inch is none, and not kept")
+        found.dpi = None
     if found.format not in ("HEIF", "TIFF"):  # libheif has turned the picture already; a TIFF has a tag of its own
         found.turn = turn

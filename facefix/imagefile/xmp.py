@@ -25,6 +25,7 @@ _XMP = "http://ns.adobe.com/xap/1.0/"
 _XMLNS = "http://www.w3.org/2000/xmlns/"
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 _ALL_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_DEEPEST = 200  # elements in one another; each takes a call to write, and calls have a limit, too
 _EMPTY = f'<x:xmpmeta xmlns:x="{_META}"><rdf:RDF xmlns:rdf="{RDF}"/></x:xmpmeta>'
 # what points at bytes behind the JPEG's end (gain map, motion photo), which a changed photo does not have any more
 _BEHIND = {
@@ -142,9 +143,18 @@ def _packed(rdf: minidom.Element) -> bytes:
 
 def _parsed(packet: bytes) -> minidom.Document:
     packet = packet.strip(b"\x00 \t\r\n") if packet[:2] not in (b"\xfe\xff", b"\xff\xfe") else packet
+    open_elements: list[str] = []
+
+    def begins(name: str, _: object) -> None:
+        open_elements.append(name)
+        if len(open_elements) > _DEEPEST:
+            raise ValueError(f"it has more than {_DEEPEST} elements in one another")
+
     guard = expat.ParserCreate()
     guard.StartDoctypeDeclHandler = _refuse
     guard.EntityDeclHandler = _refuse
+    guard.StartElementHandler = begins
+    guard.EndElementHandler = lambda _: open_elements.pop()
     try:
         guard.Parse(packet, True)
         return minidom.parseString(packet)
