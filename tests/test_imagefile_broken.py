@@ -56,6 +56,16 @@ def test_what_is_no_picture_is_said_in_one_line(tmp_path: Path, content: bytes, 
     assert ";" in caught.value.problem, "it ends in what to do"
 
 
+def test_a_huge_file_that_is_no_picture_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "disk.jpg", "wb") as file:
+        try:
+            file.truncate(1 << 43)
+        except OSError:
+            pytest.skip("this file system has no files of that size")
+    with pytest.raises(PhotoUnreadable, match="nothing but zeros"):
+        imagefile.read(tmp_path / "disk.jpg")
+
+
 def test_missing_files_folders_and_pipes_do_not_hang(tmp_path: Path) -> None:
     with pytest.raises(PhotoUnreadable, match="No such file"):
         imagefile.read(tmp_path / "none.jpg")

@@ -38,7 +38,7 @@ from PIL import Image
 from facefix.errors import PhotoError, PhotoRefused, PhotoUnreadable, PhotoUnwritable
 from facefix.imagefile import colour, exif
 from facefix.imagefile.atomic import atomically, sync_folder
-from facefix.imagefile.decode import decode, from_pillow, settle_metadata
+from facefix.imagefile.decode import decode, from_pillow, settle_metadata, sniff
 from facefix.imagefile.encode import FORMAT_OF, eight_bits, encode, format_for
 from facefix.imagefile.found import Data, Found, UndecodableError, one_line
 from facefix.types import Box, Meta, Photo, PlainSRGB, Raster
@@ -122,7 +122,8 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Photo
 
 
 def _decoded(file: BinaryIO, check: Callable[[int, int], None]) -> Found:
-    head = file.read(4)
+    head = file.read(64)
+    sniff(head)  # what is no picture may be of any size, and need not be in memory to tell
     file.seek(0)
     if head[:2] in (b"II", b"MM") and os.fstat(file.fileno()).st_size >= _MAP_FROM:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
