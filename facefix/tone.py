@@ -213,7 +213,7 @@ def _response(luma: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _thumbnail(photo: Photo) -> Pixels:
-    """The photo area-reduced to about 192 px on its longer side, read strip by strip."""
+    """The photo area-reduced by a whole number to 128 px or more on its longer side, read strip by strip."""
     factor = max(1, max(photo.width, photo.height) // _SAMPLE_PX)
     width = photo.width - photo.width % factor if photo.width >= factor else photo.width
     strips = []
@@ -232,6 +232,8 @@ def _tone_curve(lab: NDArray[np.float32]) -> NDArray[np.float32]:
         near = np.abs(lab[:, 0] - lightness) < 0.75 * step
         if near.sum() >= 8:
             curve[i], known[i] = np.median(lab[near, 1:], axis=0), True
+    if not known.any():  # of a photo of a few pixels no lightness occurs often enough
+        curve[:], known[:] = np.median(lab[:, 1:], axis=0), True
     for i in (0, 1):
         curve[:, i] = np.interp(at, at[known], curve[known, i])
     return curve

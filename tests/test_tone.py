@@ -51,6 +51,12 @@ def test_toning_of_odd_shapes(shape: tuple[int, int]) -> None:
     assert tone.toning(Photo(np.full((*shape, 3), 90, np.uint8))).kind == "gray"
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 9])
+def test_toning_of_a_few_pixels(side: int) -> None:
+    colours = np.random.default_rng(side).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    assert tone.toning(Photo(colours)).kind in ("toned", "colour")
+
+
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
