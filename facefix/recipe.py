@@ -126,7 +126,7 @@ class Recipe:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     ai_label: bool = _setting(True, "Say in the file's XMP that it holds faces made with AI.")
-    seed: int = _setting(0, "Seed of everything random: grain, and what an engine draws.", minimum=0)
+    seed: int = _setting(0, "Seed of everything random: grain, and what an engine draws.", minimum=0, maximum=2**63 - 1)
     engine: str = _setting(
         "auto",
         "What fills the hole. auto: LaMa where its weights are, else cv2, which needs none; the others only when asked "

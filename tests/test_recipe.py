@@ -29,6 +29,7 @@ def test_every_setting_has_help_that_ends_in_a_full_stop() -> None:
         ({"scale": True}, "--scale: expected int, got True"),
         ({"detector": "dlib"}, "--detector: expected one of auto, centerface"),
         ({"min_face": -1}, "--min-face: expected 0 to inf, got -1"),
+        ({"seed": 2**63}, "--seed: expected 0 to 9.22337e+18, got 9223372036854775808"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(values: dict[str, object], says: str) -> None:

@@ -128,7 +128,7 @@ def _widget(name: str, default: Any, setting: Setting) -> tuple[Any, dict[str, A
     if isinstance(default, str):
         return "STRING", options | {"multiline": name in _LONG}
     low = 0 if setting.minimum is None else setting.minimum
-    high = _MOST if setting.maximum is None else setting.maximum
+    high = _MOST if setting.maximum is None else min(setting.maximum, _MOST)
     if isinstance(default, int):
         return "INT", options | {"min": int(low), "max": int(high)}
     return "FLOAT", options | {"min": float(low), "max": float(high), "step": 0.01}
