@@ -267,7 +267,7 @@ def _begin(response: httpx.Response, part: _Part) -> int | None:
     else:
         part.discard()
         length = response.headers.get("content-length", "")
-        total = int(length) if length.isdigit() else None
+        total = int(length) if length.isdecimal() else None
     problem = None if total is None else part.wanted.size_problem(total)
     if problem is not None:
         raise _UselessError(problem)
@@ -277,7 +277,7 @@ def _begin(response: httpx.Response, part: _Part) -> int | None:
 
 def _retry_after(response: httpx.Response) -> float:
     seconds = response.headers.get("retry-after", "")
-    return min(float(seconds), 60.0) if seconds.isdigit() else 0.0
+    return min(float(seconds), 60.0) if seconds.isdecimal() else 0.0
 
 
 class _Part:

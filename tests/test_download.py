@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen.append((self.path.split("/")[1], asked))
         for manner, status in (("gone", 404), ("error", 503), ("refused", 403)):
             if self.now(manner):
-                self.head(status, 0)
+                self.head(status, 0, Retry_After="\xb2")  # a digit for str.isdigit, but no number
                 return
         if self.now("page"):
             page = b"<!DOCTYPE html><title>Sign in</title>"
