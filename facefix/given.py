@@ -17,6 +17,8 @@ from facefix.types import Face, Mask, Photo
 if TYPE_CHECKING:
     from PIL import Image
 
+_ROUNDING = 1e-3
+
 PhotoLike: TypeAlias = "Photo | str | Path | NDArray[Any] | Image.Image"
 
 
@@ -45,12 +47,12 @@ def user_mask(given: Path | Mask | None, photo: Photo) -> tuple[Photo, Mask | No
     """The photo, doubting its mask, and the mask as (H, W) float32, or None; white is where something may change.
 
     Raises:
-        PhotoError: it cannot be read, or has another size than the photo.
+        PhotoError: it cannot be read, has another size than the photo, or holds other numbers.
     """
     if given is None:
         return photo, None
     if isinstance(given, Path):
-        drawn = imagefile.read(given)
+        drawn = imagefile.read(given, max_pixels=max(imagefile.MAX_PIXELS, photo.width * photo.height))
         photo = doubting(photo, drawn)
         allowed: Mask = drawn.pixels().mean(axis=2, dtype=np.float32)
     else:
@@ -59,6 +61,10 @@ def user_mask(given: Path | Mask | None, photo: Photo) -> tuple[Photo, Mask | No
         got = "x".join(str(side) for side in allowed.shape[::-1])
         expected = f"expected {photo.width}x{photo.height} px as the photo, got {got}"
         raise PhotoRefused(photo.meta.source, f"the mask does not fit: {expected}; make one of the photo's size")
+    low, high = float(allowed.min()), float(allowed.max())
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN is neither
+        got = f"expected 0..1, got {low:g} to {high:g}; give 1 where anything may change"
+        raise PhotoRefused(photo.meta.source, f"the mask: {got}")
     return photo, allowed
 
 

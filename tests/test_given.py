@@ -34,6 +34,18 @@ def test_a_mask_is_of_the_photo_s_size(portrait: np.ndarray, tmp_path: Path) -> 
         np.testing.assert_allclose(allowed, white / 255)
     with pytest.raises(PhotoRefused, match="expected 512x512 px as the photo, got 512x511"):
         given.user_mask(np.zeros((511, 512), np.float32), photo)
+    for strange in (white, np.full((512, 512), np.nan, np.float32)):
+        with pytest.raises(PhotoRefused, match=r"the mask: expected 0\.\.1, got "):
+            given.user_mask(strange, photo)
+
+
+def test_a_mask_may_be_as_large_as_its_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever allows a larger photo than is usual has allowed its mask."""
+    monkeypatch.setitem(imagefile.read.__kwdefaults__, "max_pixels", 99)
+    monkeypatch.setattr(imagefile, "MAX_PIXELS", 99)
+    photo = imagefile.from_array(np.zeros((10, 10), np.uint8))
+    imagefile.write(photo, tmp_path / "mask.png")
+    assert given.user_mask(tmp_path / "mask.png", photo)[1] is not None
 
 
 def test_faces_are_chosen_by_word_or_number(portrait: np.ndarray) -> None:
