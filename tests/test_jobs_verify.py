@@ -55,6 +55,13 @@ def problems(out: Path, **options: int) -> dict[str, str]:
     return {verdict.target.name: verdict.problem for verdict in found if verdict.problem}
 
 
+def test_results_of_any_size_are_compared(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may be allowed larger photos than is usual, and enlarges them, too."""
+    height, width = group_photo().shape[:2]
+    monkeypatch.setitem(imagefile.read.__kwdefaults__, "max_pixels", height * width - 1)
+    assert problems(out) == {}
+
+
 def forged(out: Path, name: str, change: Callable[[Path], None]) -> None:
     """Changes a result, and the journal and the report so that they agree with it."""
     change(out / name)

@@ -130,10 +130,11 @@ def source_of(row: Row, report: Mapping[str, Any]) -> Photo:
         raise PhotoUnreadable(row.source, f"the source is not there any more ({error.strerror})") from error
     if not same:
         raise PhotoUnreadable(row.source, "the source was changed since it was restored")
-    return imagefile.read(row.source, max_pixels=_ANY)
+    return imagefile.read(row.source, max_pixels=ANY_SIZE)
 
 
-_ANY = 1 << 62  # its size was found good when it was restored
+ANY_SIZE = 1 << 62
+"""Of a photo that was restored: its size was found good then, whatever the limit is by itself."""
 
 
 def _check_face(row: Row, report: Mapping[str, Any], number: int) -> None:
@@ -178,7 +179,7 @@ def _rewrite(out: Path, row: Row, target: Path, report: Mapping[str, Any], accep
 def _write(out: Path, row: Row, target: Path, report: Mapping[str, Any], accepted: set[int], staged: Path) -> None:
     """Writes to `staged` what a run that restored the accepted faces alone would have written."""
     store, records = out / FOLDER, records_of(report)
-    result = imagefile.read(target, max_pixels=_ANY)
+    result = imagefile.read(target, max_pixels=ANY_SIZE)
     expected = (report["width"], report["height"])
     if (result.width, result.height) != expected:
         got = f"{result.width}x{result.height}"

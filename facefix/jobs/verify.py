@@ -33,7 +33,7 @@ from facefix.jobs.database import FOLDER
 from facefix.jobs.files import file_sha256
 from facefix.jobs.journal import Journal
 from facefix.jobs.rows import Row
-from facefix.jobs.undo import accepted_in, canvas_of, records_of, source_of
+from facefix.jobs.undo import ANY_SIZE, accepted_in, canvas_of, records_of, source_of
 from facefix.types import Box, Photo
 
 REPORT = "report.jsonl"
@@ -123,7 +123,7 @@ def _compared(out: Path, row: Row, target: Path, report: Mapping[str, Any], tole
     if recipe["scale"] != 1 and recipe["upscaler"] != "lanczos":
         return Verdict(target, note=f"not compared: {recipe['upscaler']} enlarged it")
     try:
-        result = imagefile.read(target)
+        result = imagefile.read(target, max_pixels=ANY_SIZE)
         canvas = canvas_of(source, recipe)
         expected = canvas if result.meta.lossless else _written(out, source, canvas, target, report)
     except PhotoError as error:
@@ -158,7 +158,7 @@ def _written(out: Path, source: Photo, canvas: Photo, target: Path, report: Mapp
     with tempfile.TemporaryDirectory(prefix="facefix-") as folder:
         again = Path(folder, f"again{target.suffix}")
         imagefile.save(photo, source, again, ai_label=False)
-        return imagefile.read(again)
+        return imagefile.read(again, max_pixels=ANY_SIZE)
 
 
 def _distance(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.int32]:
