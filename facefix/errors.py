@@ -22,12 +22,18 @@ A caller that wants to act on an error finds its data in the attributes.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
 def shown(path: Path) -> str:
     """The path on one line and printable: newlines, control characters and undecodable bytes are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+
+
+def text_of(path: Path) -> str:
+    """The path as text that any terminal and JSON reader takes; bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class FacefixError(Exception):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix import imagefile
+from facefix import errors, imagefile
 from facefix.errors import PhotoRefused, UsageError
 from facefix.types import Face, Mask, Photo
 
@@ -98,5 +98,5 @@ def selected(setting: str, photo: Photo, faces: Sequence[Face]) -> frozenset[int
 
 
 def text_of(path: Path | None) -> str | None:
-    """The path as text for a report; bytes that are no UTF-8 are escaped."""
-    return None if path is None else str(path).encode("utf-8", "backslashreplace").decode()
+    """The path as text for a report, None for a photo of no file."""
+    return None if path is None else errors.text_of(path)

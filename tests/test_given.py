@@ -8,6 +8,7 @@ from PIL import Image
 
 from facefix import given, imagefile
 from facefix.errors import PhotoRefused, UsageError
+from facefix.jobs.rows import failure
 from facefix.types import Face
 
 
@@ -61,4 +62,4 @@ def test_faces_are_chosen_by_word_or_number(portrait: np.ndarray) -> None:
 
 def test_a_path_is_text_whatever_its_bytes() -> None:
     assert given.text_of(None) is None
-    assert given.text_of(Path("caf\udce9")) == "caf\\udce9"
+    assert given.text_of(Path("caf\udce9")) == "caf\\xe9" == failure(Path("caf\udce9"), "why")["source"]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from facefix.errors import text_of as text_of
+
 if TYPE_CHECKING:
     from facefix.types import Report
 
@@ -88,11 +90,6 @@ refused because the result of another source stands at its place; or met twice i
 def failure(source: Path, reason: str) -> dict[str, Any]:
     """The report of a photo that could not be done."""
     return {"source": text_of(source), "target": None, "error": reason}
-
-
-def text_of(path: Path) -> str:
-    """The path as text that any terminal and JSON reader takes; bytes that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def row_id(work: str, place: Path) -> str:
