@@ -102,15 +102,16 @@ class Colorizer:
             DeviceError: the memory ran out on an aligned face, or what the network gave for it is no picture.
         """
         photo = as_photo(photo)
-        warnings = photo.meta.warnings
+        told: tuple[str, ...] = ()
         if tone.toning(photo).kind == "colour":
-            warnings += ("this photo has colours of its own; the network's take their place",)
+            told = ("this photo has colours of its own; the network's take their place",)
         ready = imagefile.in_colour(photo)
         if aligned:
             result = self._whole(ready, target)
         else:
             result = self.fix(ready, mask=mask, target=target, progress=progress)
             result = dataclasses.replace(result, photo=_relit(ready, result.photo))
+        warnings = (*result.report.warnings, *told)
         report = dataclasses.replace(result.report, recipe=self.fix.recipe.values("colorize"), warnings=warnings)
         return dataclasses.replace(result, report=report)
 
@@ -154,6 +155,7 @@ class Colorizer:
             weights=dict(self.brushes.digests),
             faces=(),
             seconds=time.perf_counter() - started,
+            warnings=photo.meta.warnings,
         )
         return Result(made, report, canvas=photo)
 

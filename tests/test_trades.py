@@ -166,6 +166,13 @@ def test_a_photo_without_faces_is_copied(shop: Store, tmp_path: Path) -> None:
     assert target.read_bytes() == source.read_bytes()
 
 
+def test_what_is_doubtful_of_a_mask_is_told(shop: Store, tmp_path: Path) -> None:
+    frames = [Image.new("L", (64, 64), level) for level in (255, 0)]
+    frames[0].save(tmp_path / "mask.gif", save_all=True, append_images=frames[1:])
+    result = Colorizer.load(device="cpu", store=shop)(np.full((64, 64), 120, np.uint8), mask=tmp_path / "mask.gif")
+    assert result.report.warnings == ("the mask: only the first of the file's pictures is kept",)
+
+
 def test_a_gray_profile_gives_way_to_srgb_and_looks_the_same(gray: np.ndarray) -> None:
     from facefix.imagefile.colour import space
     from facefix.imagefile.profile import profile_of_gamma
