@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +153,47 @@ def test_networks_are_loaded_once_for_recipes_that_load_the_same(house: House) -
     assert np.ndim(house.facefix(Recipe(restorer="pattern"))(Photo(group_photo())).photo.raster) == 3
 
 
-def test_progress_tells_what_is_done(house: House) -> None:
+@pytest.fixture
+def upload(house: House) -> str:
+    path = house.root / "0f" / "group.jpg"
+    path.parent.mkdir()
+    Image.fromarray(group_photo()).save(path, quality=92)
+    return str(path)
+
+
+def test_a_run_ends_when_its_photo_is_taken_away(house: House, upload: str) -> None:
+    told: list[Any] = []
+    deed = restore_tab._Deed(house, ())
+
+    def take_away(done: Any, desc: str, **_: Any) -> None:
+        if desc == "Restoring":
+            told.append(done)
+            deed.forget(Asker())  # type: ignore[arg-type]
+
+    with pytest.raises(gr.Error, match="expected a photo to work on, got it taken away"):
+        deed.restore(upload, {"restorer": "pattern"}, Asker(), take_away)  # type: ignore[arg-type]
+    assert told == [(1, 3)]
+    assert house.visit(Asker()).get(restore_tab._WORK) is None
+
+
+def test_what_is_blended_is_the_photo_that_is_kept_by_then(house: House, upload: str) -> None:
+    deed = restore_tab._Deed(house, ())
+    deed.restore(upload, {"restorer": "pattern"}, Asker(), lambda *_, **__: None)  # type: ignore[arg-type]
+    visit = house.visit(Asker())
+    with ThreadPoolExecutor() as pool:
+        with visit.lock:
+            blended = pool.submit(deed.reblend, {"1": 0}, Asker())  # type: ignore[arg-type]
+            time.sleep(0.1)
+            visit.drop(restore_tab._WORK)
+        with pytest.raises(gr.Error, match="the photo is not kept any more"):
+            blended.result()
+
+
+def test_progress_tells_what_is_done(house: House, upload: str) -> None:
     told: list[tuple[Any, str]] = []
     deed = restore_tab._Deed(house, ())
-    upload = house.root / "0f" / "group.jpg"
-    upload.parent.mkdir()
-    Image.fromarray(group_photo()).save(upload, quality=92)
     values = {"restorer": "pattern"}
-    deed.restore(str(upload), values, Asker(), lambda done, desc, **_: told.append((done, desc)))  # type: ignore[arg-type]
+    deed.restore(upload, values, Asker(), lambda done, desc, **_: told.append((done, desc)))  # type: ignore[arg-type]
     assert [desc for _, desc in told] == [
         "Reading the photo",
         "Waiting for the networks",

@@ -58,12 +58,14 @@ class Visit:
         folder: theirs alone.
         used_at: when they last did something, on the monotonic clock.
         kept: values and about how many bytes each takes.
+        in_hand: the photo of which each of those is being made, see `check_in_hand`.
         lock: held while something of theirs is changed.
     """
 
     folder: Path
     used_at: float
     kept: dict[str, tuple[Any, int]] = dataclasses.field(default_factory=dict)
+    in_hand: dict[str, Path] = dataclasses.field(default_factory=dict)
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
 
     def get(self, name: str) -> Any:
@@ -74,8 +76,20 @@ class Visit:
         """Remove a piece of work that is kept under this name, and its folder."""
         work = self.get(name)
         self.kept.pop(name, None)
+        self.in_hand.pop(name, None)
         if work is not None:
             shutil.rmtree(work.folder, ignore_errors=True)
+
+    def check_in_hand(self, name: str, photo: Path) -> None:
+        """Nothing, as long as what is kept under this name shall be made of this photo.
+
+        Gradio lets a run go on that its page has given up.
+
+        Raises:
+            PhotoRefused: the photo was taken away, and maybe another given.
+        """
+        if self.in_hand.get(name) != photo:
+            raise PhotoRefused(photo, "expected a photo to work on, got it taken away; give it again")
 
     def new_folder(self) -> Path:
         """An empty folder inside the visitor's own."""

@@ -91,10 +91,11 @@ def build(house: House) -> None:
         show_progress_on=file,
         **private,
     )
-    file.clear(deed.forget, None, [editor, hint, fill, *results], show_progress="hidden", **private)
     which.input(deed.chosen, which, [download, view], show_progress="hidden", **private)
     given = [file, editor, mask, *settings.values()]
-    fill.click(deed.filling(_for_page), given, results, show_progress_on=view, **NETWORKS, **private)
+    run = fill.click(deed.filling(_for_page), given, results, show_progress_on=view, **NETWORKS, **private)
+    emptied = [editor, hint, fill, *results]
+    file.clear(deed.forget, None, emptied, cancels=run, show_progress="hidden", queue=False, **private)
     _endpoint(deed, given)
 
 
@@ -200,7 +201,9 @@ class _Deed:
 
     def forget(self, request: gr.Request) -> tuple[Any, ...]:
         """An empty page; what was made of the photo is dropped."""
-        self.house.visit(request).drop(_WORK)
+        visit = self.house.visit(request)
+        with visit.lock:
+            visit.drop(_WORK)
         return (
             gr.ImageEditor(value=None, visible=False),
             gr.Markdown(visible=False),
@@ -237,7 +240,7 @@ class _Deed:
         recipe = self._recipe(values)
         with plainly():
             progress(0, desc="Reading the photo")
-            path = self.house.received(upload, visit)
+            path = visit.in_hand[_WORK] = self.house.received(upload, visit)
             photo = self.house.read(path)
             _check_size(self.house, photo, recipe)
             hole = hole_of(painted, photo)
@@ -248,12 +251,14 @@ class _Deed:
             with self.house.one_at_a_time:
                 progress(0, desc="Loading the engine")
                 painter = self._painter(recipe)
-                made = list(painter.candidates(photo, mask, progress=_told_by(progress)))
+                told = _told_by(progress, lambda: visit.check_in_hand(_WORK, path))
+                made = list(painter.candidates(photo, mask, progress=told))
             progress(1, desc="Writing")
             for notice in painter.notices:
                 remark(notice)
             work = self._written(painter, path, photo, made, hole if mask_upload is None else None)
-        with visit.lock:
+        with plainly(), visit.lock:
+            visit.check_in_hand(_WORK, path)
             visit.drop(_WORK)
             self.house.keep(visit, _WORK, work, 0)
         return work
@@ -324,10 +329,11 @@ class _Deed:
         return Work(folder, tuple(values), tuple(files), mask_file)
 
 
-def _told_by(progress: gr.Progress) -> Any:
+def _told_by(progress: gr.Progress, check: Callable[[], None]) -> Any:
     titles = {"fill": "Filling", "faces": "Restoring faces", "hires": "Drawing anew"}
 
     def tell(name: str, done: int, of: int) -> None:
+        check()
         word, _, more = name.partition(" ")
         progress((done, of), desc=f"{titles.get(word, word)} {more}".strip(), unit="steps")
 

@@ -83,7 +83,7 @@ def build(house: House) -> None:
             view = compare(empty=_EMPTY, elem_id="restore-compare")
     deed = _Deed(house, tuple(settings))
     parts = [download, view, start]
-    gr.on(
+    run = gr.on(
         [file.upload, start.click],
         deed.restoring(_for_page),
         [file, *settings.values()],
@@ -102,7 +102,8 @@ def build(house: House) -> None:
         show_progress="hidden",
         **_BLENDING,
     )
-    file.clear(deed.forget, None, parts, api_visibility="private", show_progress="hidden")
+    quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    file.clear(deed.forget, None, parts, cancels=run, **quietly)
     _endpoints(deed, file, settings)
 
 
@@ -169,14 +170,19 @@ class _Deed:
         recipe = recipe_of(house, "restore", values)
         with plainly():
             progress(0, desc="Reading the photo")
-            path = house.received(upload, visit)
+            path = visit.in_hand[_WORK] = house.received(upload, visit)
             photo = house.read(path)
             _check_size(house, photo, recipe)
+
+            def tell(done: int, of: int) -> None:
+                visit.check_in_hand(_WORK, path)
+                progress((done, of), desc="Restoring", unit="faces")
+
             progress(0, desc="Waiting for the networks")
             with house.one_at_a_time:
                 progress(0, desc="Looking for faces")
                 fix = house.facefix(recipe)
-                result = fix(photo, progress=lambda done, of: progress((done, of), desc="Restoring", unit="faces"))
+                result = fix(photo, progress=tell)
             progress(1, desc="Writing")
             for notice in fix.notices:
                 remark(notice)
@@ -187,6 +193,7 @@ class _Deed:
                 + sum(3 * patch.pixels.nbytes for patch in result.patches.values())
             )
             with visit.lock:
+                visit.check_in_hand(_WORK, path)
                 visit.drop(_WORK)
                 house.keep(visit, _WORK, work, size)
                 return self._told(work, result, dict.fromkeys(result.patches, recipe.strength))
@@ -202,10 +209,10 @@ class _Deed:
     def reblend(self, strengths: dict[str, float], request: gr.Request) -> Told:
         """The visitor's photo blended anew: the new file, and what is shown of it."""
         visit = self.house.visit(request)
-        work = visit.get(_WORK)
-        if not isinstance(work, Work):
-            raise trouble("the photo is not kept any more; restore it again")
         with plainly(), visit.lock:
+            work = visit.get(_WORK)
+            if not isinstance(work, Work):
+                raise trouble("the photo is not kept any more; restore it again")
             wanted = _numbered(strengths)
             result = work.fix.reblend(work.result, wanted)
             known = {number: wanted.get(number, work.fix.recipe.strength) for number in work.result.patches}
@@ -213,7 +220,9 @@ class _Deed:
 
     def forget(self, request: gr.Request) -> tuple[Any, ...]:
         """An empty page; what was kept of the photo is dropped."""
-        self.house.visit(request).drop(_WORK)
+        visit = self.house.visit(request)
+        with visit.lock:
+            visit.drop(_WORK)
         return gr.DownloadButton(value=None, visible=False), None, gr.Button(visible=False)
 
     def _told(self, work: Work, result: Result, strengths: Mapping[int, float]) -> Told:
