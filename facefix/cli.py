@@ -30,6 +30,7 @@ from facefix.cli_parts import (
     Strict,
     complain,
     errors,
+    place_of_report,
     remark,
     with_recipe,
     write_reports,
@@ -245,6 +246,8 @@ def restore(
       facefix restore wedding.tif -o wedding-2x.tif --scale 2 --strength 0.8 --compare before-after.jpg
     """
     inputs = inputs or []
+    if report is not None:
+        place_of_report(report)
     many = cli_archive.Many(
         *(inputs, from_file, out, recipe, mask, report, device, overwrite, strict, quiet, max_pixels),
         *(follow_links, retry_failed, force, duplicates, json_lines, engine, workers, threads),
@@ -304,20 +307,45 @@ def _one(
 
     photo = imagefile.read(task.source, max_pixels=max_pixels)
     target = task.target(photo.meta)
-    if os.path.exists(target) and not overwrite:
-        raise PhotoUnwritable(task.source, f"{target} exists already; give another -o or pass --overwrite")
+    _check_names(task, photo.meta, overwrite)
     result = fix(photo, mask=mask, target=target, progress=progress)
-    _make_folder(target.parent)
-    lost = fix.save(result, photo, target, overwrite=overwrite)
     if task.compare is not None:
         _make_folder(task.compare.parent)
-        imagefile.write(sheet.before_after(photo, result), task.compare, overwrite=True)
+        imagefile.write(sheet.before_after(photo, result), task.compare, overwrite=overwrite)
     if faces_out is not None:
         _make_folder(faces_out)
         for number, pair in sheet.faces(result):
             for kind, face in zip(("before", "after"), pair, strict=True):
-                imagefile.write(face, faces_out / f"{task.source.stem}.{number:02d}.{kind}.png", overwrite=True)
+                place = faces_out / f"{task.source.stem}.{number:02d}.{kind}.png"
+                imagefile.write(face, place, overwrite=overwrite)
+    _make_folder(target.parent)
+    lost = fix.save(result, photo, target, overwrite=overwrite)
     return dataclasses.replace(result.report, warnings=(*result.report.warnings, *lost))
+
+
+def _check_names(task: _Task, meta: Meta, overwrite: bool) -> None:
+    """Nothing, where the result and the before/after picture may be written under their names.
+
+    Raises:
+        PhotoUnwritable: one is taken, is of no format that can be written, or would replace the photo or its result.
+    """
+    from facefix.imagefile import holds_format
+    from facefix.imagefile.encode import format_for
+
+    target = task.target(meta)
+    for option, place in (("-o", target), ("--compare", task.compare)):
+        if place is None:
+            continue
+        if os.path.exists(place) and not overwrite:
+            raise PhotoUnwritable(task.source, f"{place} exists already; give another {option} or pass --overwrite")
+        if option == "-o" and holds_format(place, meta):  # a copy of the source may have a format that is only read
+            continue
+        try:
+            format_for(place)
+        except ValueError as error:
+            raise PhotoUnwritable(place, str(error)) from error
+    if task.compare is not None and os.path.realpath(task.compare) in map(os.path.realpath, (task.source, target)):
+        raise PhotoUnwritable(task.source, f"--compare {task.compare} is the photo or its result; give another name")
 
 
 def _make_folder(folder: Path) -> None:

@@ -19,7 +19,15 @@ from typing import Any, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from facefix.cli_parts import EXIT_FACE_FAILED, EXIT_INTERRUPTED, EXIT_PHOTO_FAILED, complain, errors, remark
+from facefix.cli_parts import (
+    EXIT_FACE_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PHOTO_FAILED,
+    complain,
+    errors,
+    place_of_report,
+    remark,
+)
 from facefix.errors import FacefixError, JournalError, UsageError, shown
 from facefix.jobs.database import FOLDER
 from facefix.jobs.rows import failure
@@ -223,8 +231,8 @@ def _reports(journal: Any, out: Path, wanted: Path | None, *, forgiving: bool) -
         if os.path.isdir(out / FOLDER):  # it may have gone away
             journal.export(out / FOLDER / "report.jsonl")
         if wanted is not None:
-            journal.export(wanted, lines=wanted.suffix.lower() == ".jsonl")
-    except JournalError:
+            journal.export(place_of_report(wanted), lines=wanted.suffix.lower() == ".jsonl")
+    except (JournalError, UsageError):
         if not forgiving:
             raise
 

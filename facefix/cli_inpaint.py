@@ -20,6 +20,7 @@ from facefix.cli_parts import (
     Strict,
     complain,
     errors,
+    place_of_report,
     remark,
     with_recipe,
     write_reports,
@@ -83,6 +84,8 @@ def inpaint(
     from facefix.inpainting import Inpainter
     from facefix.jobs.rows import report_json
 
+    if report is not None:
+        place_of_report(report)
     photo = imagefile.read(scene)
     targets = _targets(scene, out, photo, recipe.candidates, overwrite)
     painter = Inpainter.load(recipe, device=device)

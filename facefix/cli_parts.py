@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,12 +117,38 @@ def _option(name: str, default: Any, setting: Setting) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+_REPORT = re.compile(rb'\s*(\[\s*)?(\{\s*"source"|\]|$)')
+
+
+def place_of_report(path: Path) -> Path:
+    """Where the report of this name goes, links followed: to a free name, or in place of an earlier report.
+
+    Raises:
+        UsageError: what is there is none: a photo by mistake, for example, or a device that a rename would replace.
+    """
+    problem = ""
+    try:
+        if path.is_dir():
+            problem = "a folder"
+        elif path.exists() and not path.is_file():
+            problem = "a device or pipe"
+        elif path.is_file() and path.stat().st_size:
+            with path.open("rb") as file:
+                problem = "" if _REPORT.match(file.read(256)) else "another file"
+    except OSError as error:
+        problem = f"'{error.strerror}'"
+    if problem:
+        raise UsageError(f"--report {path}: expected a new name or an earlier report, got {problem}; name another file")
+    return Path(os.path.realpath(path))
+
+
 def write_reports(path: Path, reports: list[dict[str, Any]], *, single: bool) -> None:
     """Write the reports so far, to a temporary name first.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or is not a report's.
     """
+    named, path = path, place_of_report(path)
     if path.suffix.lower() == ".jsonl":
         text = "".join(json.dumps(entry) + "\n" for entry in reports)
     else:
@@ -134,4 +161,4 @@ def write_reports(path: Path, reports: list[dict[str, Any]], *, single: bool) ->
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UsageError(f"--report {path}: {error.strerror}; name a file in a folder that can be written") from error
+        raise UsageError(f"--report {named}: {error.strerror}; name a file in a folder that can be written") from error

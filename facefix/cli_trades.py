@@ -18,6 +18,7 @@ from facefix.cli_parts import (
     Overwrite,
     Quiet,
     complain,
+    place_of_report,
     remark,
     with_recipe,
     write_reports,
@@ -85,6 +86,8 @@ def colorize(
 
     if aligned and mask is not None:
         raise UsageError("expected --aligned or --mask, got both; all of an aligned face is coloured")
+    if report is not None:
+        place_of_report(report)
     colorizer = Colorizer.load(recipe, model=model, device=device)
     failed_faces = 0
 

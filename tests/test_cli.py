@@ -187,6 +187,64 @@ def test_nothing_is_overwritten_unless_asked(facefix: Command, portrait_file: Pa
     assert portrait_file.read_bytes() != before
 
 
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--report", "portrait.png"], 2),
+        (["--report", "out.png"], 2),
+        (["--report", "pipe"], 2),
+        (["--report", "."], 2),
+        (["--compare", "portrait.png", "--overwrite"], 1),
+        (["--compare", "out.png"], 1),
+        (["--compare", "mine.png"], 1),
+        (["--compare", "sheet.xyz"], 1),
+        (["--faces-out", "faces"], 1),
+    ],
+)
+def test_nothing_beside_the_result_replaces_what_is_there(
+    facefix: Command, portrait_file: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], code: int
+) -> None:
+    monkeypatch.chdir(portrait_file.parent)
+    mine = [Path("mine.png"), Path("faces/portrait.01.before.png"), portrait_file]
+    Path("faces").mkdir()
+    for path in mine[:2]:
+        path.write_bytes(b"my own")
+    os.mkfifo("pipe")
+    before = [path.read_bytes() for path in mine]
+    done = facefix("restore", "portrait.png", "-o", "out.png", "--restorer", "identity", *options)
+    assert (done.code, len(done.err.strip().splitlines())) == (code, 1)
+    assert [path.read_bytes() for path in mine] == before
+    assert Path("pipe").is_fifo()
+    if options == ["--report", "out.png"]:
+        assert size(Path("out.png")) == (512, 512)
+    else:
+        assert not Path("out.png").exists()
+
+
+def test_a_report_replaces_an_earlier_one_and_no_other_file(
+    facefix: Command, portrait_file: Path, tmp_path: Path
+) -> None:
+    report, link, out = tmp_path / "report.json", tmp_path / "link.json", tmp_path / "out"
+    report.touch()
+    link.symlink_to(report)
+    several = ("restore", portrait_file, tmp_path / "nothing.png", "--restorer", "identity", "--overwrite")
+    one = several[:2] + several[3:]
+    for command, entries in ((one, dict), (several, list), (one, dict)):
+        facefix(*command, "--report", link)
+        assert isinstance(json.loads(report.read_text()), entries)
+    assert link.is_symlink()
+    mine = tmp_path / "notes.json"
+    mine.write_text('{"name": "mine"}')
+    (tmp_path / "scans").mkdir()
+    portrait_file.rename(tmp_path / "scans" / "portrait.png")
+    many = ("restore", tmp_path / "scans", "-o", out, "--restorer", "identity", "--engine", "serial")
+    assert facefix(*many, "--report", mine).code == 2
+    assert not out.exists()
+    done = facefix(*many, "--report", out / "portrait.png")
+    assert (done.code, size(out / "portrait.png")) == (2, (512, 512))
+    assert mine.read_text() == '{"name": "mine"}'
+
+
 def test_a_photo_without_faces_is_copied(facefix: Command, tmp_path: Path) -> None:
     shore, out = tmp_path / "shore.jpg", tmp_path / "out.jpg"
     Image.fromarray(np.full((120, 160, 3), 90, np.uint8)).save(shore)
