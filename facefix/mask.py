@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from facefix.errors import DegenerateLandmarks, UsageError
+from facefix.errors import DegenerateLandmarks
 from facefix.types import Labels, Mask, Matrix, Points
 
 FEATHER = 0.18
@@ -108,34 +108,6 @@ def crop_mask(size: int, feather: float = FEATHER) -> Mask:
     return np.asarray(ramp[:, None] * ramp[None, :] * _edge_window(size), np.float32)
 
 
-def grow(mask: Mask, distance_px: float) -> Mask:
-    """The mask widened (or, below 0, narrowed) by so many pixels on every side, levels kept."""
-    radius = round(abs(distance_px))
-    if radius == 0:
-        return mask.copy()
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    return _array((cv2.dilate if distance_px > 0 else cv2.erode)(mask, disc))
-
-
-def union(first: Mask, second: Mask) -> Mask:
-    """What either mask takes: 1 - (1 - a)·(1 - b), smooth where they meet."""
-    return 1 - (1 - first) * (1 - second)
-
-
-def feather_inward(mask: Mask, feather_px: float) -> Mask:
-    """The mask with a soft band of `feather_px` inside its edge; where it was 0 it stays exactly 0.
-
-    Args:
-        mask: (h, w) float32; what is above 0 counts as inside.
-        feather_px: width of the band, px; 0 returns the mask as it is.
-    """
-    if feather_px <= 0:
-        return mask.copy()
-    inside = cv2.copyMakeBorder((mask > 0).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    distance = np.asarray(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_5), np.float32)[1:-1, 1:-1]
-    return _array(mask * _smoothstep(distance / feather_px))
-
-
 def touches(mask: Mask, mask_from_photo: Matrix, user_mask: Mask) -> bool:
     """Whether the face's mask, laid into the photo, meets the user's mask anywhere.
 
@@ -161,13 +133,6 @@ def touches(mask: Mask, mask_from_photo: Matrix, user_mask: Mask) -> bool:
     at = np.rint(where).astype(np.int64)
     inside = ((at >= 0) & (at < mask.shape[0])).all(1)
     return bool((mask[at[inside, 1], at[inside, 0]] > 0).any())
-
-
-def check_user_mask(user_mask: Mask, width: int, height: int) -> None:
-    """Raise UsageError unless the user's mask has the photo's size."""
-    if user_mask.shape != (height, width):
-        got = f"{user_mask.shape[1]}x{user_mask.shape[0]}"
-        raise UsageError(f"mask: expected {width}x{height} px as the photo, got {got}; make one of the photo's size")
 
 
 def _project_outline(points: Points) -> Points:

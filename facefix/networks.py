@@ -59,11 +59,6 @@ class Network(nn.Module):
         self.dtype = dtype
         self.eval().requires_grad_(False)
 
-    @property
-    def size(self) -> int:
-        """Width and height of what it gives, px."""
-        return self.out_size
-
     @torch.inference_mode()
     def forward(self, pictures: Tensor) -> Tensor:
         """The restored faces, on the network's device, as float32.

@@ -5,7 +5,7 @@ For pixels, detection and latents alike: every size is counted in elements of wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -118,22 +118,3 @@ def blend(parts: Iterable[NDArray[Any]], height: int, width: int, tile: int, ove
     if out is None or count != len(boxes):
         raise UsageError(f"tiles: expected {len(boxes)} part(s), got {count}; give one a box")
     return out
-
-
-def run(
-    function: Callable[[NDArray[Any]], NDArray[Any]], array: NDArray[Any], tile: int, overlap: int
-) -> NDArray[np.float32]:
-    """The function applied to overlapping tiles of the array, blended: (height, width, …) float32.
-
-    Args:
-        function: (h, w, …) -> (h, w, …) of the same height and width.
-        array: (height, width, …).
-        tile: elements of a tile's side, as for `grid`.
-        overlap: elements that neighbours share, as for `grid`.
-
-    >>> float(run(lambda part: part + 1, np.zeros((30, 40)), 16, 4).max())
-    1.0
-    """
-    height, width = array.shape[:2]
-    parts = (function(array[box.slices]) for box in grid(height, width, tile, overlap))
-    return blend(parts, height, width, tile, overlap)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from facefix import align, mask
-from facefix.errors import DegenerateLandmarks, UsageError
+from facefix.errors import DegenerateLandmarks
 
 FFHQ = align.TEMPLATES["ffhq"].points
 
@@ -119,29 +119,6 @@ def test_a_label_mask_without_its_classes_is_empty() -> None:
     assert not mask.label_mask(made_labels(), {7}).any()
 
 
-def test_grow_and_union() -> None:
-    dot = np.zeros((21, 21), np.float32)
-    dot[10, 10] = 1
-    grown = mask.grow(dot, 3)
-    assert grown[10, 13] == 1
-    assert grown[10, 14] == 0
-    assert np.array_equal(mask.grow(grown, -3), dot)
-    assert np.array_equal(mask.grow(dot, 0.2), dot)
-    half = np.full((4, 4), 0.5, np.float32)
-    np.testing.assert_allclose(mask.union(half, half), 0.75)
-
-
-def test_feathering_inward_leaves_zeros_zero() -> None:
-    hard = np.zeros((60, 60), np.float32)
-    hard[10:50, 10:] = 1
-    soft = mask.feather_inward(hard, 8)
-    assert np.array_equal(soft > 0, hard > 0)
-    assert soft[30, 30] == 1
-    assert soft[30, 59] == 1, "the photo's frame is no edge"
-    assert 0 < soft[30, 11] < 0.2
-    assert np.array_equal(mask.feather_inward(hard, 0), hard)
-
-
 def test_touches_asks_pixels_not_boxes() -> None:
     shape = mask.landmark_mask(FFHQ, 512)
     mask_from_photo = np.array([[4.0, 0, -200], [0, 4.0, -120]])
@@ -170,12 +147,6 @@ def test_touches_agrees_with_every_pixel_asked() -> None:
             u, v = np.rint(mask_from_photo[:, :2] @ (x, y) + mask_from_photo[:, 2]).astype(int)
             slow |= bool(0 <= u < 64 and 0 <= v < 64 and shape[v, u] > 0)
         assert mask.touches(shape, mask_from_photo, user) == slow
-
-
-def test_a_user_mask_of_another_size_is_refused() -> None:
-    with pytest.raises(UsageError, match="expected 40x30"):
-        mask.check_user_mask(np.zeros((30, 41), np.float32), 40, 30)
-    mask.check_user_mask(np.zeros((30, 40), np.float32), 40, 30)
 
 
 @pytest.mark.parametrize("size", [64, 513])

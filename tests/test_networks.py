@@ -55,7 +55,7 @@ def test_dimensions_are_found_from_the_tensors(tmp_path: Path, options: dict[str
     assert network.architecture == "GPEN"
     assert isinstance(network.body, GPEN)
     assert network.body.shape == model.shape
-    assert (network.in_size, network.size) == (model.in_size, model.size)
+    assert (network.in_size, network.out_size) == (model.in_size, model.size)
     model.load_state_dict(tensors)
     with torch.no_grad():
         expected = model.plain_forward(faces(network), model.noise_like(faces(network)))

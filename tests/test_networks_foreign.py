@@ -63,7 +63,7 @@ def check_range(network: networks.Network, first: str) -> Tensor:
 def test_restoreformer_takes_and_gives_minus_one_to_one(tmp_path: Path) -> None:
     path = foreign_file(tmp_path / "w.pth", "RestoreFormer", NARROW_RESTOREFORMER)
     network = networks.load(path)
-    assert (network.architecture, network.in_size, network.size) == ("RestoreFormer", 512, 512)
+    assert (network.architecture, network.in_size, network.out_size) == ("RestoreFormer", 512, 512)
     assert not any(module.training for module in network.modules())
     assert not any(parameter.requires_grad for parameter in network.parameters())
     result = check_range(network, "encoder.conv_in")
@@ -86,14 +86,14 @@ def test_restorers_refuse_precisions_that_they_cannot_compute_with_and_incomplet
 @pytest.mark.slow
 def test_restoreformer_loads_in_its_published_shapes(tmp_path: Path) -> None:
     network = networks.load(foreign_file(tmp_path / "w.pth", "RestoreFormer", RESTOREFORMER))
-    assert (network.architecture, network.size) == ("RestoreFormer", 512)
+    assert (network.architecture, network.out_size) == ("RestoreFormer", 512)
     assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(72.68e6, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_gfpgan_takes_and_gives_minus_one_to_one_and_draws_no_noise(tmp_path: Path) -> None:
     network = networks.load(foreign_file(tmp_path / "w.pth", "GFPGAN", GFPGAN))
-    assert (network.architecture, network.in_size, network.size) == ("GFPGAN", 512, 512)
+    assert (network.architecture, network.in_size, network.out_size) == ("GFPGAN", 512, 512)
     assert not any(module.training for module in network.modules())
     decoder = network.body.model.stylegan_decoder
     assert decoder.style_conv1.weight.abs().max() > 0  # so that noise drawn anew would be seen

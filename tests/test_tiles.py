@@ -56,7 +56,9 @@ def test_a_ramp_falls_evenly_over_what_two_tiles_share() -> None:
 @pytest.mark.parametrize("shape", [(50, 70), (50, 70, 3), (8, 5, 2), (1, 200, 1)])
 def test_a_function_of_single_pixels_gives_the_same_in_tiles(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).random(shape, dtype=np.float32)
-    out = tiles.run(lambda part: part * 2 - 1, array, 16, 5)
+    height, width = shape[:2]
+    parts = (array[box.slices] * 2 - 1 for box in tiles.grid(height, width, 16, 5))
+    out = tiles.blend(parts, height, width, 16, 5)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, array * 2 - 1, atol=1e-6)
 

@@ -175,10 +175,6 @@ class House:
             visit.used_at = time.monotonic()
             return visit
 
-    def session_folder(self, request: Asker) -> Path:
-        """The folder of whoever asks, removed when they have not come back for `keep_seconds`."""
-        return self.visit(request).folder
-
     def keep(self, visit: Visit, name: str, value: Any, size_bytes: int) -> None:
         """Keep a value for a visitor; where all visitors' become too many, the longest unused go."""
         with self._lock:

@@ -23,7 +23,6 @@ from facefix.web.words import in_page, plainly, title_of
 
 Choices = Mapping[str, Sequence[str]]
 
-_WEIGHTS_OF = {"restorer": "restorer", "upscaler": "upscaler"}
 _PARSER = "parsing_"
 _LONGEST_SLIDER = 100
 _HELP = {
