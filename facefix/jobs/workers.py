@@ -1,4 +1,4 @@
-"""One job in, one outcome out; every engine has its jobs done by `perform`.
+"""One job in, one outcome out: what `perform` does in a row, and engines step by step, with several jobs at once.
 
 A job names a source, the bytes it held when it was hashed, and the target that the journal keeps for it. A worker reads
 the source, restores it, stores what a face needs to be taken back, writes the result into OUT/.facefix/tmp, and gives
