@@ -8,7 +8,6 @@ The inputs of each node are the settings of `Recipe`, with their limits and thei
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -182,19 +181,12 @@ def _one(picture: Floats, drawn: Floats | None, work: Callable[[Photo, Any], Res
 
 def _fix(recipe: Recipe) -> FaceFix:
     """What restores by this recipe; networks stay loaded while only the seed changes."""
-    fix = copy.copy(_loaded_fix(dataclasses.replace(recipe, seed=0)))
-    fix.recipe = recipe
-    return fix
+    return _loaded_fix(dataclasses.replace(recipe, seed=0)).with_recipe(recipe)
 
 
 def _painter(recipe: Recipe) -> Inpainter:
     """What inpaints by this recipe; networks stay loaded while only the seed changes."""
-    painter = copy.copy(_loaded_painter(dataclasses.replace(recipe, seed=0)))
-    painter.recipe = recipe
-    if painter.fix is not None:
-        painter.fix = copy.copy(painter.fix)
-        painter.fix.recipe = dataclasses.replace(painter.fix.recipe, seed=recipe.seed)
-    return painter
+    return _loaded_painter(dataclasses.replace(recipe, seed=0)).with_recipe(recipe)
 
 
 @lru_cache(maxsize=1)
