@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -152,6 +153,9 @@ def restore(many: Many) -> None:
                 drive.go(walk)
         except KeyboardInterrupt:
             complain(f"stopped at once; {screen.so_far()}; the same command goes on from here")
+            if many.engine == "serial":  # its thread is left in the midst of a photo, which a tidy end would abort at
+                sys.stdout.flush()
+                atexit.register(os._exit, EXIT_INTERRUPTED)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         finally:
             _reports(journal, out, many.report, forgiving=sys.exc_info()[0] is not None)

@@ -178,6 +178,32 @@ def test_ctrl_c_finishes_the_photos_in_hand_and_the_same_command_goes_on(tmp_pat
     assert list((out / ".facefix" / "tmp").iterdir()) == []
 
 
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+def test_a_second_ctrl_c_stops_at_once(portrait: np.ndarray, tmp_path: Path, engine: str) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    Image.fromarray(portrait[:20, :20]).save(scans / "0.bmp")
+    for number in (1, 2):
+        Image.fromarray(np.tile(portrait[::2, ::2], (number + 4, 6, 1))).save(scans / f"{number}.bmp")
+    command = [sys.executable, "-m", "facefix", "restore", scans, "-o", out, "--engine", engine]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline()
+        os.killpg(run.pid, signal.SIGINT)
+        first = run.stderr.readline()
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate()
+    assert "finishing the photos in hand" in first
+    last = said.splitlines()[-1]
+    assert last == "facefix: stopped at once; 1 photos were finished and are kept; the same command goes on from here"
+    assert run.returncode == 130
+    assert [path.name for path in out.iterdir() if path.suffix == ".bmp"] == ["0.bmp"]
+
+
 def test_nothing_is_overwritten_unless_asked(facefix: Command, portrait_file: Path) -> None:
     before = portrait_file.read_bytes()
     done = facefix("restore", portrait_file, "-o", portrait_file, "--restorer", "pattern")
