@@ -250,8 +250,13 @@ class Recipe:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"{path}: expected a recipe in TOML, got: {error}") from error
-        return cls.from_mapping(values, str(path))
+            got = (isinstance(error, OSError) and error.strerror) or error
+            problem = f"expected a recipe in TOML, got: {got}; give lines such as strength = 0.8"
+            raise UsageError(f"{path}: {problem}") from error
+        try:
+            return cls.from_mapping(values)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
 
     def values(self, command: Command = "restore") -> dict[str, Any]:
         """The values of the settings that the command uses, by name, in order."""

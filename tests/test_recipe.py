@@ -41,11 +41,14 @@ def test_values_that_do_not_fit_are_refused(values: dict[str, object], says: str
 def test_a_mistyped_name_or_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no setting is called 'strenght'"):
         Recipe.from_mapping({"strenght": 1.0})
-    for name, text in (("bad.toml", "strength = = 1"), ("unknown.toml", "colour_of_hair = 'red'")):
+    wrong = {"bad.toml": "strength = = 1", "unknown.toml": "colour_of_hair = 'red'", "limit.toml": "strength = 2"}
+    for name, text in wrong.items():
         (tmp_path / name).write_text(text)
         with pytest.raises(UsageError, match=name):
             Recipe.from_toml(tmp_path / name)
-    with pytest.raises(UsageError, match=r"missing\.toml"):
+    with pytest.raises(
+        UsageError, match=r"missing\.toml: expected a recipe in TOML, got: No such file or directory; give"
+    ):
         Recipe.from_toml(tmp_path / "missing.toml")
 
 
