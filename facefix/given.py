@@ -43,7 +43,7 @@ def doubting(photo: Photo, mask: Photo) -> Photo:
     return dataclasses.replace(photo, meta=dataclasses.replace(photo.meta, warnings=photo.meta.warnings + doubts))
 
 
-def user_mask(given: Path | Mask | None, photo: Photo) -> tuple[Photo, Mask | None]:
+def user_mask(given: Path | str | Mask | None, photo: Photo) -> tuple[Photo, Mask | None]:
     """The photo, doubting its mask, and the mask as (H, W) float32, or None; white is where something may change.
 
     Raises:
@@ -51,7 +51,7 @@ def user_mask(given: Path | Mask | None, photo: Photo) -> tuple[Photo, Mask | No
     """
     if given is None:
         return photo, None
-    if isinstance(given, Path):
+    if isinstance(given, str | Path):
         drawn = imagefile.read(given, max_pixels=max(imagefile.MAX_PIXELS, photo.width * photo.height))
         photo = doubting(photo, drawn)
         allowed: Mask = drawn.pixels().mean(axis=2, dtype=np.float32)

@@ -154,7 +154,7 @@ class Inpainter:
         for number in range(self.recipe.candidates):
             yield self._made(task, self.recipe.seed + number, None, progress)
 
-    def save(self, result: Result, photo: Photo, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
+    def save(self, result: Result, photo: Photo, path: Path | str, *, overwrite: bool = False) -> tuple[str, ...]:
         """Write the result with the photo's metadata; see `FaceFix.save`.
 
         Returns:

@@ -111,7 +111,7 @@ class FaceFix:
         self,
         photo: PhotoLike,
         *,
-        mask: Path | Mask | None = None,
+        mask: Path | str | Mask | None = None,
         touching: Mask | None = None,
         target: Path | None = None,
         progress: Progress | None = None,
@@ -198,7 +198,7 @@ class FaceFix:
         )
         return dataclasses.replace(result, photo=photo, report=report, patches=patches)
 
-    def save(self, result: Result, photo: Photo, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
+    def save(self, result: Result, photo: Photo, path: Path | str, *, overwrite: bool = False) -> tuple[str, ...]:
         """Write the result; where no pixel differs from the photo's file, that file is copied byte for byte.
 
         Args:

@@ -82,7 +82,7 @@ class Colorizer:
         self,
         photo: PhotoLike,
         *,
-        mask: Path | Mask | None = None,
+        mask: Path | str | Mask | None = None,
         aligned: bool = False,
         target: Path | None = None,
         progress: Progress | None = None,
@@ -115,7 +115,7 @@ class Colorizer:
         report = dataclasses.replace(result.report, recipe=self.fix.recipe.values("colorize"), warnings=warnings)
         return dataclasses.replace(result, report=report)
 
-    def save(self, result: Result, photo: Photo, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
+    def save(self, result: Result, photo: Photo, path: Path | str, *, overwrite: bool = False) -> tuple[str, ...]:
         """Write the result; where no pixel differs from the photo's file, that file is copied byte for byte.
 
         Returns:
@@ -316,7 +316,7 @@ class FaceDrawer:
         # as published: this network alone was trained on 0..1 both ways
         return _finite(runtime.run(self.network, [shown], mean=0.0, std=1.0)[0])
 
-    def save(self, face: Pixels, path: Path, *, overwrite: bool = False) -> tuple[str, ...]:
+    def save(self, face: Pixels, path: Path | str, *, overwrite: bool = False) -> tuple[str, ...]:
         """Write the face as 8-bit sRGB, marked as made by AI from edge to edge.
 
         Returns:

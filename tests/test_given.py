@@ -29,7 +29,7 @@ def test_a_mask_is_of_the_photo_s_size(portrait: np.ndarray, tmp_path: Path) -> 
     white = np.zeros((512, 512), np.uint8)
     white[10:20] = 255
     Image.fromarray(white).save(tmp_path / "mask.png")
-    for mask in (tmp_path / "mask.png", (white / 255).astype(np.float32)):
+    for mask in (tmp_path / "mask.png", str(tmp_path / "mask.png"), (white / 255).astype(np.float32)):
         _, allowed = given.user_mask(mask, photo)
         assert allowed is not None
         np.testing.assert_allclose(allowed, white / 255)
