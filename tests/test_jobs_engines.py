@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pickle
 import queue
@@ -96,6 +97,26 @@ def test_an_engine_whose_workers_cannot_start_says_why(tmp_path: Path) -> None:
         assert broken.error.exit_code == 3
         engine.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("look")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files that are open are limited otherwise")
+def test_nobody_waits_for_a_process_that_the_system_has_no_room_for(tmp_path: Path) -> None:
+    import resource
+
+    told: queue.Queue[object] = queue.Queue()
+    engine = Processes(["cpu"])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as open_files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        open_files.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        with contextlib.suppress(OSError):
+            while True:
+                open_files.enter_context(open(os.devnull))
+        engine.start(Run(tmp_path), told.put)
+        broken = told.get(timeout=60)
+    assert isinstance(broken, Broken)
+    assert "a worker process could not start (Too many open files)" in str(broken.error)
+    engine.close(now=True)
 
 
 def test_nobody_waits_for_a_worker_that_broke_while_loading(

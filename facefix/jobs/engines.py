@@ -210,8 +210,13 @@ class _Hand:
         """Starts the process, passes on what it tells, and starts another one where it dies, but not for ever."""
         failed_starts = 0
         while not self.closing:
-            _leave_interrupts_to_the_driver()
-            was_ready = self._one_life()
+            try:
+                _leave_interrupts_to_the_driver()
+                was_ready = self._one_life()
+            except OSError as error:  # the system has no process or pipe to give
+                told = f"a worker process could not start ({error.strerror or error})"
+                self.tell(Broken(FacefixError(f"{told}; end other programs, or take fewer --workers")))
+                return
             assert self.process is not None
             self.process.join()
             with self.lock:
@@ -230,8 +235,11 @@ class _Hand:
         """Whether the process got ready before it ended."""
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        self.process = context.Process(target=_work, args=(there, self.run, os.getpid()), daemon=True)
-        self.process.start()
+        process = context.Process(target=_work, args=(there, self.run, os.getpid()), daemon=True)
+        process.start()
+        self.process = process  # from now on it can be killed
+        if self.closing:
+            process.kill()
         there.close()
         ready = False
         with self.lock:
