@@ -173,6 +173,8 @@ def test_decisions_are_carried_out_and_undone(house: House, tmp_path: Path) -> N
     assert line == "1 face taken back, in 1 photo; 2 decided before their photos were restored anew: look at them again"
     assert sorted(spent) == sorted([f"{row.id}#1", "0" * 64 + "#1"])
     assert (out / "0.jpg").read_bytes() != before
+    with Journal.open(out), pytest.raises(JournalError, match="is at work on this folder"):
+        rooms.take_back(out)
     assert rooms.can_take_back(out)
     assert rooms.take_back(out) == "0 faces taken back, 1 brought in again, in 1 photo"
     assert (out / "0.jpg").read_bytes() == before

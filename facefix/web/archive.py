@@ -166,10 +166,9 @@ class Archive:
                 if gone or back:
                     reverse[id] = dict.fromkeys(gone, True) | dict.fromkeys(back, False)
                     sums.update(gone=len(gone), back=len(back), photos=1)
-            if sums["photos"]:
+            if reverse:
+                self._reverse[out] = reverse
                 journal.export(out / FOLDER / "report.jsonl")
-        if reverse:
-            self._reverse[out] = reverse
         return _summed(sums, troubles), spent
 
     def take_back(self, out: Path) -> str:
@@ -178,12 +177,15 @@ class Archive:
         Raises:
             UsageError: none were carried out since the server was started.
         """
-        told = self._reverse.pop(out, None)
+        told = self._reverse.get(out)
         if told is None:
             raise UsageError(
                 "expected decisions that were carried out here, got none; `facefix undo` takes any face back"
             )
-        return self.carry_out(out, told)[0]
+        line, _ = self.carry_out(out, told)
+        if self._reverse.get(out) is told:
+            del self._reverse[out]
+        return line
 
     def can_take_back(self, out: Path) -> bool:
         """Whether decisions were carried out since the server was started."""
