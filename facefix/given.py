@@ -54,7 +54,7 @@ def user_mask(given: Path | str | Mask | None, photo: Photo) -> tuple[Photo, Mas
     if isinstance(given, str | Path):
         drawn = imagefile.read(given, max_pixels=max(imagefile.MAX_PIXELS, photo.width * photo.height))
         photo = doubting(photo, drawn)
-        allowed: Mask = drawn.pixels().mean(axis=2, dtype=np.float32)
+        allowed: Mask = drawn.pixels().mean(axis=2, dtype=np.float32).clip(0, 1)
     else:
         allowed = np.asarray(given, np.float32)
     if allowed.shape != (photo.height, photo.width):
