@@ -30,6 +30,7 @@ from facefix.cli_parts import (
     Strict,
     complain,
     errors,
+    make_folder,
     place_of_report,
     remark,
     with_recipe,
@@ -310,15 +311,15 @@ def _one(
     _check_names(task, photo.meta, overwrite)
     result = fix(photo, mask=mask, target=target, progress=progress)
     if task.compare is not None:
-        _make_folder(task.compare.parent)
+        make_folder(task.compare.parent)
         imagefile.write(sheet.before_after(photo, result), task.compare, overwrite=overwrite)
     if faces_out is not None:
-        _make_folder(faces_out)
+        make_folder(faces_out)
         for number, pair in sheet.faces(result):
             for kind, face in zip(("before", "after"), pair, strict=True):
                 place = faces_out / f"{task.source.stem}.{number:02d}.{kind}.png"
                 imagefile.write(face, place, overwrite=overwrite)
-    _make_folder(target.parent)
+    make_folder(target.parent)
     lost = fix.save(result, photo, target, overwrite=overwrite)
     return dataclasses.replace(result.report, warnings=(*result.report.warnings, *lost))
 
@@ -346,13 +347,6 @@ def _check_names(task: _Task, meta: Meta, overwrite: bool) -> None:
             raise PhotoUnwritable(place, str(error)) from error
     if task.compare is not None and os.path.realpath(task.compare) in map(os.path.realpath, (task.source, target)):
         raise PhotoUnwritable(task.source, f"--compare {task.compare} is the photo or its result; give another name")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PhotoUnwritable(folder, f"{error.strerror}; name a folder that can be written") from error
 
 
 def _tasks(sources: list[Path], out: Path | None, compare: Path | None) -> Iterator[_Task]:

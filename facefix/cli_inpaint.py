@@ -20,12 +20,13 @@ from facefix.cli_parts import (
     Strict,
     complain,
     errors,
+    make_folder,
     place_of_report,
     remark,
     with_recipe,
     write_reports,
 )
-from facefix.errors import PhotoUnwritable
+from facefix.errors import PhotoUnwritable, text_of
 from facefix.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -96,10 +97,10 @@ def inpaint(
     try:
         with _bar(quiet) as show:
             for target, result in zip(targets, painter.candidates(photo, mask, progress=show), strict=True):
-                _make_folder(target.parent)
+                make_folder(target.parent)
                 lost = painter.save(result, photo, target, overwrite=overwrite)
                 warnings = (*result.report.warnings, *lost)
-                reports.append(dataclasses.replace(result.report, target=_text(target), warnings=warnings))
+                reports.append(dataclasses.replace(result.report, target=text_of(target), warnings=warnings))
     except KeyboardInterrupt:
         complain(f"interrupted; {len(reports)} of {len(targets)} results were finished and are kept")
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -140,13 +141,6 @@ def _targets(scene: Path, out: Path | None, photo: Photo, candidates: int, overw
     return targets
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PhotoUnwritable(folder, f"{error.strerror}; name a folder that can be written") from error
-
-
 @contextmanager
 def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Progress on stderr, on a terminal: what to call with what is being done, the steps done, and all steps."""
@@ -175,8 +169,3 @@ def _summary(report: Report, quiet: bool) -> None:
     for number, face in enumerate(report.faces, 1):
         if face.outcome != "restored":
             print(f"  face {number} {face.outcome}: {face.reason}")
-
-
-def _text(path: Path) -> str:
-    """The path as text that any terminal and JSON reader takes."""
-    return str(path).encode("utf-8", "backslashreplace").decode()

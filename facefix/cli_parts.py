@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from facefix.errors import UsageError
+from facefix.errors import PhotoUnwritable, UsageError
 from facefix.recipe import Command, Recipe, Setting
 
 EXIT_PHOTO_FAILED, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 4, 130
@@ -42,6 +42,18 @@ def complain(message: str) -> None:
 def remark(message: str) -> None:
     """Print what the user should know as one line on stderr."""
     errors.print(f"[yellow]note:[/yellow] {escape(message)}")
+
+
+def make_folder(folder: Path) -> None:
+    """Nothing; the folder is there.
+
+    Raises:
+        PhotoUnwritable: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PhotoUnwritable(folder, f"{error.strerror}; name a folder that can be written") from error
 
 
 def with_recipe(name: Command) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -18,6 +18,7 @@ from facefix.cli_parts import (
     Overwrite,
     Quiet,
     complain,
+    make_folder,
     place_of_report,
     remark,
     with_recipe,
@@ -205,10 +206,7 @@ def _target(source: Path, out: Path | None, count: int, ending: str, overwrite: 
         target = out / (source.stem + Path(ending).suffix)
     if target.exists() and not overwrite:
         raise PhotoUnwritable(source, f"{target} exists already; give another -o or pass --overwrite")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PhotoUnwritable(target.parent, f"{error.strerror}; name a folder that can be written") from error
+    make_folder(target.parent)
     return target
 
 
