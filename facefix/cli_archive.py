@@ -218,15 +218,10 @@ def _cluster(many: Many) -> Any:
 
 def _heaviest(recipe: Recipe) -> int:
     """The size of the largest restorer's file that the recipe may take, in bytes."""
+    from facefix.jobs.engines import heaviest_bytes
     from facefix.weights import Store
 
-    store = Store.default()
-    if recipe.restorer == "auto":
-        found = [path for _, path in store.available("restorer")]
-    else:
-        named = store.find(recipe.restorer)
-        found = [named[1]] if named is not None else []
-    return max((path.stat().st_size for path in found), default=0)
+    return heaviest_bytes(recipe.restorer, Store.default())
 
 
 def _reports(journal: Any, out: Path, wanted: Path | None, *, forgiving: bool) -> None:

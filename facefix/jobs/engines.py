@@ -28,6 +28,7 @@ from facefix.jobs.workers import STEPS, Job, Outcome, Ready, Run, Way, load, rea
 
 if TYPE_CHECKING:
     from facefix.pipeline import FaceFix
+    from facefix.weights import Store
 
 IN_HAND = 3
 _STARTS = 3
@@ -375,6 +376,16 @@ def devices_for(device: str, workers: int, heaviest_bytes: int = 0) -> tuple[str
     if not workers:
         workers = max(1, min(cpu_cores(), _free_bytes() // memory_bytes(heaviest_bytes)))
     return (device,) * workers
+
+
+def heaviest_bytes(restorer: str, store: Store) -> int:
+    """The size of the largest weight file that a recipe with this restorer may take."""
+    if restorer == "auto":
+        found = [path for _, path in store.available("restorer")]
+    else:
+        named = store.find(restorer)
+        found = [named[1]] if named is not None else []
+    return max((path.stat().st_size for path in found), default=0)
 
 
 def memory_bytes(heaviest_bytes: int) -> int:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from facefix.errors import FacefixError
 from facefix.jobs.database import FOLDER
 from facefix.jobs.drive import Drive
-from facefix.jobs.engines import Processes, devices_for
+from facefix.jobs.engines import Processes, devices_for, heaviest_bytes
 from facefix.jobs.journal import Journal
 from facefix.jobs.rows import Found
 from facefix.jobs.walk import Closed, Walk, roots
@@ -95,7 +95,7 @@ class ArchiveRun:
         begin = roots([source], out)
         self._walk = Walk(begin, out)
         self._within = house.input_dir or source
-        self._engine = Processes(devices_for(house.device, workers, _heaviest_bytes(house, recipe)))
+        self._engine = Processes(devices_for(house.device, workers, heaviest_bytes(recipe.restorer, house.store)))
         self._drive: Drive | None = None
         self._counts: Counter[str] = Counter()
         self._faces, self._failures, self._remarks = 0, list[str](), list[str]()
@@ -172,13 +172,3 @@ def _own(walk: Iterable[Found | Closed], base: Path) -> Iterator[Found | Closed]
             yield Closed(met.source, "a link that leads out of the server's input folder; put the photo itself there")
             continue
         yield met
-
-
-def _heaviest_bytes(house: House, recipe: Recipe) -> int:
-    """The size of the largest restorer's file that the recipe may take."""
-    if recipe.restorer == "auto":
-        found = [path for _, path in house.store.available("restorer")]
-    else:
-        named = house.store.find(recipe.restorer)
-        found = [named[1]] if named is not None else []
-    return max((path.stat().st_size for path in found), default=0)
