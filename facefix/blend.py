@@ -135,7 +135,7 @@ def reach(
     own, step = np.zeros(size, np.float32), np.zeros((*size, 3), np.float32)
     for tile in _tiles(box):
         change, base, mask = layer.over(tile)
-        at = _inside(tile, box)
+        at = inside(tile, box)
         own[at] = mask
         added = _step(change.reshape(-1, 4), base.reshape(-1, 4), canvas.pixels(tile).reshape(-1, 3))
         step[at] = added.reshape(*mask.shape, 3)
@@ -245,7 +245,7 @@ def _paste_tile(
     if not reached:
         return
     area = around(part for _, part in reached)
-    sampled = [(layer.over(part), _inside(part, area)) for layer, part in reached]
+    sampled = [(layer.over(part), inside(part, area)) for layer, part in reached]
     covered = np.zeros((area.y1 - area.y0, area.x1 - area.x0), bool)
     for (_, _, mask), at in sampled:
         covered[at] |= mask > 0
@@ -319,7 +319,7 @@ def _step(change: NDArray[np.float32], base: NDArray[np.float32], old: NDArray[n
     return lost
 
 
-def _inside(part: Box, area: Box) -> tuple[slice, slice]:
+def inside(part: Box, area: Box) -> tuple[slice, slice]:
     """The rows and columns of `part` in an array that holds `area`."""
     return Box(part.x0 - area.x0, part.y0 - area.y0, part.x1 - area.x0, part.y1 - area.y0).slices
 

@@ -177,20 +177,20 @@ def _lay_tangled(
     area = blend.around(boxes.values())
     leaving, several, shared = (np.zeros((area.y1 - area.y0, area.x1 - area.x0), bool) for _ in range(3))
     for number, box in boxes.items():
-        at = _inside(box, area)
+        at = blend.inside(box, area)
         shared[at] |= several[at] & touches[number]
         several[at] |= touches[number]
         if number not in staying:
             leaving[at] |= touches[number]
     mixed = np.zeros_like(leaving)
     for number in staying:
-        at, after = _inside(boxes[number], area), _read(store, tangled[number], "after")
+        at, after = blend.inside(boxes[number], area), _read(store, tangled[number], "after")
         whole = touches[number] & ~leaving[at]
         raster[boxes[number].slices][whole] = after[whole]
         mixed[at] |= touches[number] & leaving[at]
     index, shares = np.flatnonzero(mixed), []
     for number in staying:
-        at = _inside(boxes[number], area)
+        at = blend.inside(boxes[number], area)
         rows, columns = np.nonzero(touches[number] & mixed[at])
         which = np.searchsorted(index, (rows + at[0].start) * mixed.shape[1] + columns + at[1].start)
         own = values[number][mixed[at][touches[number] & shared[at]]]
@@ -209,13 +209,13 @@ def _shares(reaches: Mapping[int, blend.Share], boxes: Mapping[int, Box]) -> byt
         box = boxes[number]
         touch = np.zeros((box.y1 - box.y0, box.x1 - box.x0), bool)
         touch.reshape(-1)[share.which] = True
-        at = _inside(box, area)
+        at = blend.inside(box, area)
         shared[at] |= several[at] & touch
         several[at] |= touch
         touches[number] = touch
     arrays: dict[str, NDArray[Any]] = {}
     for number, share in reaches.items():
-        both = shared[_inside(boxes[number], area)][touches[number]]
+        both = shared[blend.inside(boxes[number], area)][touches[number]]
         arrays[f"touch{number}"] = np.packbits(touches[number])
         columns = [share.mask, *share.step.T]
         if not isinstance(share.within, float):
@@ -268,11 +268,6 @@ def _below(store: Path, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise PhotoUnreadable(Path(name), "expected the name of a stored face, got a way out of the store")
     return store / name
-
-
-def _inside(part: Box, area: Box) -> tuple[slice, slice]:
-    """The rows and columns of `part` in an array that holds `area`."""
-    return Box(part.x0 - area.x0, part.y0 - area.y0, part.x1 - area.x0, part.y1 - area.y0).slices
 
 
 def _with(photo: Photo, raster: NDArray[Any]) -> Photo:
