@@ -139,7 +139,8 @@ class Page:
 
     def told(self) -> list[str]:
         """The lines of the toasts that are shown."""
-        return [each.text for each in self.all("[data-testid=toast-text]") if each.text]
+        toasts = "[...document.querySelectorAll('[data-testid=toast-text]')]"  # one may go while they are read
+        return list(self.run(f"return {toasts}.map(each => each.innerText.trim()).filter(each => each)"))
 
     def fetched_elsewhere(self) -> list[str]:
         """What was asked of other servers."""

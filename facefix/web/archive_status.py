@@ -41,7 +41,7 @@ def told_of_run(source: Path, out: Path, standing: Standing, archive: Archive) -
         facts.append(("Rate", _rate(rate)))
     if standing.finished and standing.state == "running":
         facts.append(("Time left", _time((standing.wanted - standing.finished) / rate)))
-    bar = _bar(standing.finished, standing.wanted if counts["met"] or standing.alive else 0)
+    bar = _bar(standing.finished, standing.wanted, known=not standing.alive)
     problem = ""
     if standing.problem:
         text = below(archive.output_dir, below(archive.input_dir, standing.problem))
@@ -97,9 +97,9 @@ def _panel(names: str, state: str, bar: str, facts: list[tuple[str, str]], more:
     return f"{head}{bar}<dl>{told}</dl>{more}"
 
 
-def _bar(done: int, total: int) -> str:
-    """How much of it is done; with nothing to be done, all of it."""
-    percent = round(100 * done / total) if total else 100
+def _bar(done: int, total: int, known: bool = True) -> str:
+    """How much of it is done; with nothing to be done, all of it, but none as long as it is not known what there is."""
+    percent = round(100 * done / total) if total else 100 * known
     told = f"role='progressbar' aria-label='Photos' aria-valuenow='{percent}' aria-valuetext='{done:,} of {total:,}'"
     return f"<div class='bar' {told}><span style='width: {percent}%'></span></div>"
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import html
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -390,6 +392,6 @@ class _Deed:
     def _said(self, error: FacefixError) -> str:
         """The error's line, with folders as the page calls them."""
         line = " ".join(str(error).splitlines())
-        for folder in (self.house.input_dir, self.house.output_dir, self.house.root):
+        for folder in (self.house.input_dir, self.house.output_dir):
             line = line if folder is None else below(folder, line)
-        return line
+        return re.sub(rf"{re.escape(shown(self.house.root))}\S*{re.escape(os.sep)}", "", line)

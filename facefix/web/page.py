@@ -10,6 +10,10 @@ from facefix.web import archive_tab, inpaint_tab, restore_tab
 from facefix.web.house import MEGABYTE, House
 
 TITLE = "facefix"
+_ONCE = """() => document.addEventListener("click", event => {
+  if (event.detail > 1 && event.target.closest("[id$=-start], [id$=-apply], [id$=-undo]")) event.stopPropagation();
+}, true)"""
+"""A double click begins a thing once: Gradio would begin it again while it still gathers what the first one needs."""
 
 
 def page(house: House) -> gr.Blocks:
@@ -33,7 +37,7 @@ def page(house: House) -> gr.Blocks:
 
 
 def look() -> dict[str, object]:
-    """Theme and style sheet, as Gradio's server takes them; fonts are those of the visitor's system."""
+    """Theme, style sheet and script, as Gradio's server takes them; fonts are those of the visitor's system."""
     system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
     theme = gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
@@ -60,7 +64,7 @@ def look() -> dict[str, object]:
         button_primary_background_fill_hover_dark="*primary_600",
         button_primary_text_color="white",
     )
-    return {"theme": theme, "css_paths": [Path(__file__).with_name("page.css")]}
+    return {"theme": theme, "css_paths": [Path(__file__).with_name("page.css")], "js": _ONCE}
 
 
 def _promise(house: House) -> str:
