@@ -371,6 +371,8 @@ class Screen:
         if not self.count["met"] and not self.count["closed"]:
             named = ", ".join(shown(path) for path in self.many.inputs) or "the list"
             raise FacefixError(f"{named}: expected photos, got none; name a folder that holds some")
+        if self.many.quiet and self.count["failed before"] and not self.count["failed"]:  # or nothing would say why
+            complain(f"{self.count['failed before']} failed before; --retry-failed tries again")
         if self.count["failed"] or self.count["failed before"] or self.count["closed"]:
             raise typer.Exit(EXIT_PHOTO_FAILED)
         if self.many.strict and self.faces_failed:

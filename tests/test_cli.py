@@ -69,6 +69,9 @@ def test_a_folder_goes_through_past_bad_files(facefix: Command, portrait: np.nda
     assert (again.code, again.err) == (1, "")
     assert "0 photos done (0 faces restored), 1 done before, 1 failed before (--retry-failed tries again)" in again.out
     assert len(json.loads((tmp_path / "list.json").read_text())) == 2
+    silent = facefix(*command, "--quiet")
+    assert (silent.code, silent.out) == (1, "")
+    assert silent.err == "facefix: 1 failed before; --retry-failed tries again\n"
     Image.fromarray(portrait).save(scans / "a broken.png")
     mended = facefix(*command, "--json-lines")
     assert (mended.code, mended.err.count("\n")) == (0, 1)

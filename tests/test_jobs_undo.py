@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from facefix import imagefile
-from facefix.errors import PhotoRefused, PhotoUnreadable
+from facefix.errors import PhotoRefused, PhotoUnreadable, PhotoUnwritable
 from facefix.jobs import undo, verify
 from facefix.jobs.database import FOLDER
 from facefix.jobs.drive import Wishes
@@ -226,6 +226,25 @@ def test_what_a_power_cut_left_between_file_and_journal_is_finished(some: Archiv
     assert some.decide(name, reject={2}) == ({2}, set())
     assert (some.out / name).read_bytes() == done
     assert some.report(name)["target_sha256"] == file_sha256(some.out / name)
+
+
+def test_a_full_disk_is_told_with_the_results_name(some: Archive) -> None:
+    resource = pytest.importorskip("resource")
+    target = some.out / "group.png"
+    before = target.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal.open(some.out) as journal:
+        row = row_at(journal, "group.png")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(PhotoUnwritable) as caught:
+                undo.decide(journal, row, reject={1})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.path == target
+    assert "check the folder and the disk" in str(caught.value)
+    assert target.read_bytes() == before
+    assert list((some.out / FOLDER / "tmp").iterdir()) == []
 
 
 def test_missing_and_foreign_patches_leave_the_result_as_it_is(some: Archive) -> None:

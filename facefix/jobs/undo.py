@@ -169,6 +169,8 @@ def _rewrite(out: Path, row: Row, target: Path, report: Mapping[str, Any], accep
         staged.chmod(state.st_mode & 0o7777)
         os.utime(staged, ns=(state.st_atime_ns, state.st_mtime_ns))
         put(staged, target, replace=True)
+    except PhotoUnwritable as error:  # the name that the user knows, not that of the file it is written to first
+        raise PhotoUnwritable(target, error.problem) from error.__cause__
     except OSError as error:
         raise PhotoUnwritable(target, f"{error.strerror or error}; check the folder and the disk") from error
     finally:
