@@ -114,6 +114,18 @@ def test_label_maps_become_faces(facefix: Command, tmp_path: Path) -> None:
     assert np.array_equal(pixels(tmp_path / "faces" / "gray.png"), pixels(target))
 
 
+def test_two_files_of_one_name_do_not_overwrite_each_other(facefix: Command, tmp_path: Path) -> None:
+    sources = [tmp_path / folder / "labels.png" for folder in "ab"]
+    for number, source in enumerate(sources, 1):
+        source.parent.mkdir()
+        Image.fromarray(np.full((64, 64), number, np.uint8)).save(source)
+    out = tmp_path / "out"
+    done = facefix("seg2face", *sources, "-o", out, "--overwrite", "--precision", "float32", "-q")
+    assert done.code == 1
+    assert f"{sources[1]}: {out / 'labels.png'} is the result of another file of that name" in done.err
+    assert np.abs(pixels(out / "labels.png") - PALETTE[1]).max() <= 1
+
+
 def test_selfie_brings_its_settings_and_what_is_said_beside_it_wins(
     facefix: Command, tmp_path: Path, portrait_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
