@@ -45,8 +45,11 @@ class Memory:
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):
             entries = self._entries() | {key: entry}
             fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            fresh.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            fresh.replace(self.path)
+            try:
+                fresh.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+                fresh.replace(self.path)
+            finally:
+                fresh.unlink(missing_ok=True)
 
     def _entries(self) -> dict[str, Any]:
         try:

@@ -32,6 +32,13 @@ def test_two_hands_remember_both(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) in (["memory.json"], [".memory.json.lock", "memory.json"])
 
 
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "memory.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        Memory(tmp_path / "memory.json").put("a")
+    assert sorted(os.listdir(tmp_path)) in (["memory.json"], [".memory.json.lock", "memory.json"])
+
+
 @pytest.mark.parametrize("content", ["{broken", "[1]"])
 def test_a_damaged_file_is_an_error_only_where_it_matters(tmp_path: Path, content: str) -> None:
     path = tmp_path / "memory.json"
