@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -77,7 +78,7 @@ def face_numbers(setting: str) -> frozenset[int] | None:
     if setting in ("all", "largest", "center"):
         return None
     parts = [part.strip() for part in setting.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch(r"\d{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(f"--face: expected all, largest, center, or numbers from 1 such as 1,3, got {setting!r}")
     return frozenset(int(part) for part in parts)
 

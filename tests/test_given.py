@@ -55,7 +55,7 @@ def test_faces_are_chosen_by_word_or_number(portrait: np.ndarray) -> None:
     wanted = {"all": {1, 2, 3}, "largest": {1}, "center": {2}, "2, 9": {2, 9}}
     assert {setting: set(given.selected(setting, photo, faces)) for setting in wanted} == wanted
     assert given.selected("largest", photo, []) == frozenset()
-    for setting in ("0", "1,,2", "-1", "left", ""):
+    for setting in ("0", "1,,2", "-1", "left", "", "²", "9" * 5000):
         with pytest.raises(UsageError, match="--face: expected all"):
             given.face_numbers(setting)
 

@@ -217,7 +217,12 @@ def test_a_frame_has_its_limits() -> None:
             compose.margins(setting, width, height)
 
 
-@pytest.mark.parametrize("wrong", ["1,2,3", "0,0,0,0", "a,b,c,d", "-1,0,0,0", "1.5,0,0,0", "1;2;3;4", "%,1,1,1"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["1,2,3", "0,0,0,0", "a,b,c,d", "-1,0,0,0", "1.5,0,0,0", "1;2;3;4", "%,1,1,1",
+     "9" * 400 + "%,0,0,0", "9,9,9," + "9" * 5000],
+    ids=lambda wrong: wrong[:9],
+)  # fmt: skip
 def test_other_margins_are_refused(wrong: str) -> None:
     with pytest.raises(UsageError, match="--outpaint: expected LEFT,TOP,RIGHT,BOTTOM"):
         compose.margins(wrong, 200, 100)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -253,7 +254,7 @@ def margins(setting: str, width: int, height: int) -> Margins:
         return Margins()
     problem = f"--outpaint: expected LEFT,TOP,RIGHT,BOTTOM in pixels or per cent, not all 0, got {setting!r}"
     parts = [part.strip() for part in setting.split(",")]
-    if len(parts) != 4 or not all(part.removesuffix("%").isdecimal() for part in parts):
+    if len(parts) != 4 or not all(re.fullmatch(r"\d{1,9}%?", part) for part in parts):
         raise UsageError(f"{problem}; for example 0,0,256,0 or 10%,0,10%,0")
     sides = [
         round(int(part[:-1]) * length / 100) if part.endswith("%") else int(part)
