@@ -227,8 +227,10 @@ def test_too_long_metadata_for_jpeg_is_left_out_and_told(tmp_path: Path) -> None
     huge = XMP.replace(b"Tea", b"T" * 70000)
     exif = Image.Exif()
     exif[0x010E] = "x" * 70000
-    told = imagefile.write(replace(photo, meta=replace(photo.meta, xmp=huge, exif=exif.tobytes())), tmp_path / "p.jpg")
-    assert [line.split(" ")[1] for line in told] == ["EXIF", "XMP"]
+    text = (("Comment", "x" * 70000),)
+    meta = replace(photo.meta, xmp=huge, exif=exif.tobytes(), iptc=bytes(70000), text=text)
+    told = imagefile.write(replace(photo, meta=meta), tmp_path / "p.jpg")
+    assert [line.split(" ")[1] for line in told] == ["EXIF", "XMP", "comment", "IPTC"]
     packet = imagefile.read(tmp_path / "p.jpg").meta.xmp
     assert packet is not None
     assert xmp_room.source_type(packet) == xmp_room.SOURCE_TYPE
@@ -240,6 +242,17 @@ def test_extended_xmp_of_a_jpeg_stays(tmp_path: Path) -> None:
     Image.fromarray(smooth(16, 16, 3, 8)).save(tmp_path / "a.jpg", xmp=XMP, extra=segment)
     imagefile.write(imagefile.read(tmp_path / "a.jpg"), tmp_path / "b.jpg")
     assert segment in (tmp_path / "b.jpg").read_bytes()
+    told = imagefile.write(imagefile.read(tmp_path / "a.jpg"), tmp_path / "b.png")
+    assert told == ("the extended XMP is not kept: PNG has no place for it",)
+
+
+def test_a_comment_finds_room_beside_a_large_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 60000
+    photo = imagefile.from_array(smooth(8, 9, 3, 8))
+    meta = replace(photo.meta, exif=exif.tobytes(), text=(("Comment", "y" * 60000),))
+    assert imagefile.write(replace(photo, meta=meta), tmp_path / "p.jpg") == ()
+    assert imagefile.read(tmp_path / "p.jpg").meta.text == meta.text
 
 
 def test_photoshop_files_bring_their_metadata(tmp_path: Path) -> None:

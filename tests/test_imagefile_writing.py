@@ -126,6 +126,13 @@ def test_unwritable_places_and_pictures(tmp_path: Path) -> None:
     assert tree(tmp_path) == set()
 
 
+@pytest.mark.parametrize(("suffix", "side"), [(".jpg", 65500), (".webp", 16383)])
+def test_a_side_longer_than_the_format_has_is_said(tmp_path: Path, suffix: str, side: int) -> None:
+    photo = imagefile.from_array(np.zeros((1, side + 1), np.uint8))
+    with pytest.raises(PhotoUnwritable, match=f"expected at most {side:,} px a side .* write PNG or TIFF instead"):
+        imagefile.write(photo, tmp_path / f"p{suffix}")
+
+
 def test_copies_are_byte_for_byte(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8 anything" * 1000)
     imagefile.copy_source(tmp_path / "a.jpg", tmp_path / "b.jpg")

@@ -33,6 +33,7 @@ FORMAT_OF = {
 }
 _ALPHA = {"PNG", "TIFF", "WEBP"}
 _DEEP = {"PNG", "TIFF"}
+_LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
 _SEGMENT = 65533  # bytes in one JPEG segment
 _XMP_SEGMENT = _SEGMENT - 29
 _EFFORT = 50  # for lossless WebP: as small as Pillow's 75, in 60 % of the time
@@ -66,8 +67,15 @@ def encode(photo: Photo, form: str, file: BinaryIO, *, ai_label: bool, regions: 
         file: open for writing and seeking, at its start.
         ai_label: whether the XMP is to say that AI made parts of the photo.
         regions: which parts, for the same.
+
+    Raises:
+        ValueError: the format holds no photos of that size.
     """
     meta = photo.meta
+    longest = _LONGEST_SIDE.get(form)
+    if longest is not None and max(photo.width, photo.height) > longest:
+        got = f"{photo.width}x{photo.height}"
+        raise ValueError(f"expected at most {longest:,} px a side for {form}, got {got}; write PNG or TIFF instead")
     settled = exif.settle(meta.exif, photo.width, photo.height) if meta.exif else None
     settle = partial(xmp.settle, meta.xmp, ai_label=ai_label, width=photo.width, height=photo.height)
     packet = settle(regions=regions)
@@ -91,6 +99,8 @@ def encode(photo: Photo, form: str, file: BinaryIO, *, ai_label: bool, regions: 
         _webp(samples, file, carried)
     else:
         _bmp(samples, file, carried)
+    if meta.xmp_extended and form != "JPEG":
+        carried.lost.append(f"the extended XMP is not kept: {form} has no place for it")
     if meta.text and form not in ("PNG", "JPEG"):
         carried.lost.append(f"the text notes of the source are not kept: {form} has no place for them")
     return tuple(carried.lost)
@@ -146,20 +156,25 @@ def _jpeg(samples: Raster, file: BinaryIO, carried: _Carried) -> None:
         packet = xmp.settle(None, ai_label=xmp.source_type(packet) is not None, width=0, height=0)
     if packet:
         options["xmp"] = packet
-    segments = [(0xE1, part) for part in meta.xmp_extended]
-    if meta.iptc:
-        block = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(meta.iptc)) + meta.iptc + b"\0" * (len(meta.iptc) % 2)
-        segments.append((0xED, b"Photoshop 3.0\0" + block))
-    options["extra"] = b"".join(
-        struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
-        for marker, content in segments
-        if len(content) <= _SEGMENT
-    )
     comments = [value for key, value in meta.text if key == "Comment"]
     if len(meta.text) > len(comments[:1]):
         carried.lost.append("the text notes of the source are not kept: JPEG holds one comment")
-    if comments:
-        options["comment"] = comments[0].encode()[:_SEGMENT]
+    # as a segment, too: Pillow's own way has no room for a comment beside a large EXIF
+    segments = [("comment is", 0xFE, comment.encode()) for comment in comments[:1]]
+    segments += [("extended XMP is", 0xE1, part) for part in meta.xmp_extended]
+    if meta.iptc:
+        block = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(meta.iptc)) + meta.iptc + b"\0" * (len(meta.iptc) % 2)
+        segments.append(("IPTC records are", 0xED, b"Photoshop 3.0\0" + block))
+    carried.lost += [
+        f"the {what} not kept: {len(content)} bytes are more than a JPEG segment holds"
+        for what, _, content in segments
+        if len(content) > _SEGMENT
+    ]
+    options["extra"] = b"".join(
+        struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+        for _, marker, content in segments
+        if len(content) <= _SEGMENT
+    )
     _save(Image.fromarray(samples), "JPEG", file, carried, options)
 
 
