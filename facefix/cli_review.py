@@ -249,8 +249,7 @@ def _carry_out(journal: Journal, work: _Work, total: int, force: bool, quiet: bo
         complain(f"interrupted; {_counted(sums['photos'], 'photo')} changed; the same command goes on from here")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
-        if sums["photos"]:
-            journal.export(journal.out / FOLDER / "report.jsonl")
+        journal.export(journal.out / FOLDER / "report.jsonl")  # always: a power cut may have come before it last time
     if not quiet:
         parts = [f"{_counted(sums['gone'], 'face')} taken back"]
         parts += [f"{sums['back']} brought in again"] if sums["back"] else []

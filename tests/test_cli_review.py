@@ -60,10 +60,13 @@ def test_a_photo_may_be_named_as_result_or_source(facefix: Command, made: Path, 
 
 
 def test_all_photos_at_once_become_their_sources(facefix: Command, made: Path, out: Path) -> None:
+    report = out / FOLDER / "report.jsonl"
+    before = report.read_bytes()
     done = facefix("undo", out, "--all", "-q")
     assert done == (0, "", "")
     for name in ("trip/group.png", f"trip/{LATIN}", "shore.jpg"):
         assert (out / name).read_bytes() == (made / "scans" / name).read_bytes()
+    report.write_bytes(before)  # as a power cut leaves it that comes when all faces are back
     assert facefix("undo", out, "--all").out == "0 faces taken back, in 0 photos\n"
     done = facefix("verify", out)
     assert done == (0, "out: 3 results as written, and like their sources outside the restored faces\n", "")
