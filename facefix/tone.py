@@ -145,7 +145,7 @@ def match_grain(
         restored: (S, S, 3) float32, 0..1.
         original: the crop it was made from.
         mask: (S, S) float32 soft mask of the face.
-        photo_pixel_px: crop pixels that one photo pixel covers; see `align.face_px`.
+        photo_pixel_px: crop pixels that one photo pixel covers, along a side; see `align.magnification`.
         amount: part of the missing grain to add, 0..1.
         seed: equal seeds give equal grain.
     """
