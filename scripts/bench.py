@@ -14,6 +14,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from facefix.errors import FacefixError
+
 PARTS = {"gpen": "bench_gpen", "photo": "bench_paste", "archive": "bench_archive", "inpaint": "bench_inpaint"}
 
 
@@ -23,7 +25,11 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0 if argv in (["-h"], ["--help"]) else 2
     sys.path.insert(0, str(Path(__file__).parent))
-    status: int = importlib.import_module(PARTS[argv[0]]).main(argv[1:])
+    try:
+        status: int = importlib.import_module(PARTS[argv[0]]).main(argv[1:])
+    except FacefixError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return error.exit_code
     return status
 
 

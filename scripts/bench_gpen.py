@@ -284,4 +284,6 @@ def _alone(kind: str, size: int, weights: Path, threads: int, where: Path, start
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 7:
+        sys.exit("bench_gpen: this part is run by `python scripts/bench.py gpen`; --help shows its options there")
     _alone(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]), float(sys.argv[6]))

@@ -242,4 +242,6 @@ def _megabytes(entry: str) -> float:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 6:
+        sys.exit("bench_inpaint: this part is run by `python scripts/bench.py inpaint`; --help shows its options there")
     _alone(sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))

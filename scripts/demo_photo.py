@@ -13,6 +13,7 @@ from degrade import LEVELS, degrade
 from skimage.data import astronaut
 
 from facefix import imagefile
+from facefix.errors import FacefixError
 
 SEED = 0
 
@@ -29,7 +30,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="where to write it, for example aged.png")
     target = parser.parse_args().out
-    imagefile.write(imagefile.from_array(aged_astronaut()), target, overwrite=True)
+    try:
+        imagefile.write(imagefile.from_array(aged_astronaut()), target, overwrite=True)
+    except FacefixError as error:
+        raise SystemExit(f"demo_photo: {error}") from error
 
 
 if __name__ == "__main__":

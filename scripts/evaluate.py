@@ -24,7 +24,7 @@ import numpy as np
 from degrade import LEVELS, MISSING_BASICSR, Tone, degrade, niqe, psnr, ssim, toned
 
 from facefix import align, detect, detectors, imagefile, networks
-from facefix.errors import DegenerateLandmarks, PhotoError
+from facefix.errors import DegenerateLandmarks, FacefixError, PhotoError
 from facefix.restore import NetworkRestorer
 from facefix.types import Pixels
 
@@ -195,8 +195,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--niqe", action="store_true", help="measure NIQE too (slow; needs basicsr)")
     parser.add_argument("--sheet", type=Path, help="folder for pictures of input, result and target")
     options = parser.parse_args(arguments)
-    restore, size = network(options.weights, options.device, options.crop)
-    faces = sharp_faces(options.folder, size, options.least, options.only)
+    try:
+        restore, size = network(options.weights, options.device, options.crop)
+        faces = sharp_faces(options.folder, size, options.least, options.only)
+    except FacefixError as error:
+        raise SystemExit(f"evaluate: {error}") from error
+    except OSError as error:
+        raise SystemExit(f"evaluate: {options.folder}: {error.strerror}; give a folder of pictures") from error
     if not faces:
         raise SystemExit(
             f"{options.folder}: expected pictures with faces of {options.least * size:.0f} px crops, got none"

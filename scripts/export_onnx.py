@@ -90,7 +90,7 @@ def export(name_or_path: str, target: Path | None, store: Store) -> tuple[Path, 
 
     Raises:
         WeightsError: the file is missing, damaged, or no GPEN.
-        UsageError: the target exists already, or the graph does not compute what the network does.
+        UsageError: the target exists already or has no folder, or the graph does not compute what the network does.
     """
     weight, path = store.require(name_or_path)
     network = networks.load(path, device="cpu", precision="float32")
@@ -99,6 +99,8 @@ def export(name_or_path: str, target: Path | None, store: Store) -> tuple[Path, 
     target = target or Path(f"{weight.name}.onnx")
     if target.exists():
         raise UsageError(f"{target} exists already; name another with -o")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target}: expected a folder to write it in, got none; make it, or name another with -o")
     part = target.with_name(f".{target.name}.part")
     try:
         onnx.save(graph_of(network.body, weight.name), part)

@@ -63,3 +63,9 @@ def test_doing_nothing_harms_nothing(faces: list[tuple[str, Pixels]]) -> None:
     assert "mean inf dB" in kept
     assert "largest 0.00 levels" in drift
     assert "mean 0.00" in spread
+
+
+@pytest.mark.parametrize(("folder", "weights"), [("nowhere", str(WEIGHTS)), (".", "no.safetensors")])
+def test_what_is_not_there_is_named_in_one_line(folder: str, weights: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^evaluate: .*(nowhere|no\.safetensors)"):
+        evaluate.main([str(tmp_path / folder), "--weights", weights])

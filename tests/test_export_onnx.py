@@ -98,6 +98,8 @@ def test_a_network_that_is_no_gpen_or_a_target_that_is_there_is_refused(
         export_onnx.export(str(source), target, Store.default())
     with pytest.raises(WeightsInvalid, match="only GPEN is exported"):
         export_onnx.export(str(target), tmp_path / "again.onnx", Store.default())
+    with pytest.raises(UsageError, match="expected a folder"):
+        export_onnx.export(str(source), tmp_path / "no folder" / "a.onnx", Store.default())
     assert list(tmp_path.iterdir()) == []
 
 
