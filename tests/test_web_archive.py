@@ -120,6 +120,18 @@ def test_what_cannot_begin_is_said_at_once(house: House, tmp_path: Path) -> None
         rooms.start("a", "linked", Recipe())
 
 
+def test_a_run_that_breaks_is_not_called_done(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("facefix.web.archive_run.Drive.go", lambda drive, _: drive.no_such_word)
+    scans(tmp_path / "in" / "a", 1)
+    run = Archive(house).start("a", "b", RECIPE)
+    run.join()
+    assert run.standing().state == "broken"
+    assert "the run broke (AttributeError: 'Drive' object has no" in run.standing().problem
+    assert "Traceback" in capfd.readouterr().err
+
+
 def test_a_server_without_folders_says_so(tmp_path: Path) -> None:
     house = House(parent=tmp_path)
     with pytest.raises(UsageError, match="a server with --input-dir and --output-dir, got one without; start it"):

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -145,6 +146,10 @@ class ArchiveRun:
                         journal.export(self.out / FOLDER / "report.jsonl")
         except FacefixError as error:
             self._problem = error
+        except Exception as error:  # noqa: BLE001 - or the page would call a run done that broke
+            traceback.print_exc()
+            what = f"the run broke ({type(error).__name__}: {' '.join(str(error).split())})"
+            self._problem = FacefixError(f"{what}; the server printed a traceback, which belongs into a report")
         finally:
             with self._lock:
                 self._ended = time.monotonic()
