@@ -213,6 +213,20 @@ def test_a_page_from_elsewhere_gets_nothing(page_server: Served) -> None:
         assert "googleapis" not in client.get("/").text + client.get("theme.css").text
 
 
+@pytest.mark.parametrize("tab", ["restore", "inpaint"])
+def test_what_was_begun_with_a_photo_ends_when_it_is_taken_away(page_server: Served, tab: str) -> None:
+    """Or another photo that is given meanwhile is not heard of: Gradio's page begins nothing that is under way."""
+    config = httpx.get(f"{page_server.address}config").json()
+    by_name = {each["props"].get("elem_id"): each["id"] for each in config["components"]}
+
+    def deeds(name: str, event: str) -> list[dict[str, Any]]:
+        return [each for each in config["dependencies"] if [by_name[f"{tab}-{name}"], event] in each["targets"]]
+
+    begun = {each["id"] for each in (*deeds("photo", "upload"), *deeds("start", "click"))}
+    assert begun
+    assert begun <= {id for each in deeds("photo", "clear") for id in each["cancels"]}
+
+
 @pytest.fixture(scope="module")
 def client(page_server: Served, tmp_path_factory: pytest.TempPathFactory) -> Client:
     return Client(page_server.address, verbose=False, download_files=str(tmp_path_factory.mktemp("client")))

@@ -82,7 +82,7 @@ def build(house: House) -> None:
     deed = _Deed(house, tuple(settings), choices)
     results = [download, keep_mask, which, view]
     private: dict[str, Any] = {"api_visibility": "private"}
-    gr.on(
+    opening = gr.on(
         [file.upload, editor.clear],
         deed.opened,
         file,
@@ -95,7 +95,7 @@ def build(house: House) -> None:
     given = [file, editor, mask, *settings.values()]
     run = fill.click(deed.filling(_for_page), given, results, show_progress_on=view, **NETWORKS, **private)
     emptied = [editor, hint, fill, *results]
-    file.clear(deed.forget, None, emptied, cancels=run, show_progress="hidden", queue=False, **private)
+    file.clear(deed.forget, None, emptied, cancels=[opening, run], show_progress="hidden", queue=False, **private)
     _endpoint(deed, given)
 
 
