@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ for _command in (*cli_review.COMMANDS, *cli_trades.COMMANDS):
 
 def main() -> None:
     """Run the command; a facefix error becomes one line on stderr and its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except FacefixError as error:
@@ -249,6 +252,8 @@ def restore(
     inputs = inputs or []
     if report is not None:
         place_of_report(report)
+    if recipe.upscaler != "lanczos" and recipe.scale == 1 and not quiet:
+        remark(f"--upscaler {recipe.upscaler} has nothing to do at --scale 1; give --scale 2 or 4")
     many = cli_archive.Many(
         *(inputs, from_file, out, recipe, mask, report, device, overwrite, strict, quiet, max_pixels),
         *(follow_links, retry_failed, force, duplicates, json_lines, engine, workers, threads),

@@ -64,7 +64,8 @@ def fetch(
         pin_before = store.pinned(weight)
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         agreed = accept or _asked(store, weight)
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        screen = Console(stderr=True)
+        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
             show = partial(_show, bar, bar.add_task(weight.name, total=None))
             typer.echo(store.fetch(weight.name, accept=agreed, progress=show))
         pin = store.pinned(weight)

@@ -344,8 +344,27 @@ def test_ctrl_c_is_130(facefix: Command, portrait_file: Path, monkeypatch: pytes
     assert (done.code, "interrupted" in done.err) == (130, True)
 
 
+def test_an_upscaler_without_a_scale_is_told(facefix: Command, portrait_file: Path) -> None:
+    options = ("--restorer", "identity", "--overwrite", "--upscaler", "realesrgan-x4plus")
+    done = facefix("restore", portrait_file, *options)
+    assert done.code == 0
+    assert done.err == "note: --upscaler realesrgan-x4plus has nothing to do at --scale 1; give --scale 2 or 4\n"
+    assert facefix("restore", portrait_file, *options, "--quiet").err == ""
+
+
+def test_a_name_that_stdout_cannot_show_stops_nothing(portrait_file: Path) -> None:
+    photos = [portrait_file.rename(portrait_file.with_name("ü.png")), portrait_file.with_name("b.png")]
+    photos[1].write_bytes(photos[0].read_bytes())
+    command = [sys.executable, "-m", "facefix", "restore", *photos, "--restorer", "identity"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split(".facefix")[0].rpartition(os.sep)[2] for line in done.stdout.splitlines()] == ["\\xfc", "b"]
+
+
 def test_it_is_a_program() -> None:
-    for arguments in (["--version"], ["--help"], ["restore", "--help"], ["weights", "list"]):
+    fetch = ["weights", "fetch", "facefix-lite-256"]
+    for arguments in (["--version"], ["--help"], ["restore", "--help"], ["weights", "list"], fetch):
         done = subprocess.run(
             [sys.executable, "-m", "facefix", *arguments], capture_output=True, text=True, check=False
         )
