@@ -235,6 +235,16 @@ def test_a_list_mirrors_its_names_and_leads_nowhere_else(tmp_path: Path, monkeyp
     assert list(listed(io.BytesIO(b""))) == []
 
 
+def test_what_a_run_keeps_for_itself_is_left_alone_in_a_list_too(tmp_path: Path, monkeypatch) -> None:
+    kept, hidden = tmp_path / ".facefix" / "faces" / "001.after.png", tmp_path / ".thumbs" / "a.png"
+    touch(kept, hidden, tmp_path / "sub" / ".facefix" / "b.png")
+    monkeypatch.chdir(tmp_path)
+    names = [b"./.facefix/faces/001.after.png", b".facefix", b"sub/.facefix/b.png", b".thumbs/a.png"]
+    walk = Walk(listed(io.BytesIO(b"\n".join(names))), tmp_path / "out")
+    assert places(walk) == [".thumbs/a.png"]
+    assert walk.others == 3
+
+
 def test_a_list_of_any_length_is_read_a_piece_at_a_time() -> None:
     class Endless(io.RawIOBase):
         given = 0

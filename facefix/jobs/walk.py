@@ -10,10 +10,10 @@ which photos come. Two exceptions, told apart by 8 hex digits of the name's sha2
 and lower case all but the first (a~2f3c8a11.jpg), and names that would become another photo's or be longer than 255
 bytes.
 
-Left alone: hidden files and folders, OUT itself, results of single runs (.facefix. in the name), files without a
-picture's suffix. Files and folders come sorted by name, a folder's files before its folders. Linked folders are
-followed only when asked, and then never into a folder that is being walked. Memory grows with the largest single
-folder, some 200 bytes a name, not with the tree.
+Left alone: hidden files and folders (save those that a list names, but for the .facefix of any run), OUT itself,
+results of single runs (.facefix. in the name), files without a picture's suffix. Files and folders come sorted by name,
+a folder's files before its folders. Linked folders are followed only when asked, and then never into a folder that is
+being walked. Memory grows with the largest single folder, some 200 bytes a name, not with the tree.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import BinaryIO
 
 from facefix.errors import FacefixError, UsageError, shown
 from facefix.imagefile import SUFFIXES
+from facefix.jobs.database import FOLDER
 from facefix.jobs.rows import Found, Mark
 
 _LONGEST, _LONGEST_SUFFIX = 255, len(".tiff")
@@ -74,7 +75,9 @@ class Walk:
 
     def __iter__(self) -> Iterator[Found | Closed]:
         for root in self.roots:
-            if root.is_folder:
+            if FOLDER in root.place.parts:  # a list may name what a run keeps for itself; OUT has a place for its own
+                self.others += 1
+            elif root.is_folder:
                 yield from self._folder(root)
             else:
                 own, base = next(named([root.place.name]))
