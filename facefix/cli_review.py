@@ -16,7 +16,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from facefix.cli_parts import EXIT_INTERRUPTED, EXIT_PHOTO_FAILED, Quiet, complain, errors, remark
-from facefix.errors import FacefixError, UsageError, shown
+from facefix.errors import FacefixError, PhotoError, UsageError, shown
 from facefix.jobs.database import FOLDER
 
 if TYPE_CHECKING:
@@ -228,19 +228,28 @@ def _carry_out(journal: Journal, work: _Work, total: int, force: bool, quiet: bo
     from facefix.jobs import undo as room
 
     sums: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+
+    def failed(line: str, kind: str) -> None:
+        """Says the line; of many with one reason the first ten."""
+        sums["failed"] += 1
+        kinds[kind] += 1
+        if kinds[kind] <= _SAID:
+            complain(line)
+        if kinds[kind] == _SAID:
+            complain("further photos with this reason are only counted")
+
     try:
         with _bar("photos", quiet) as moved:
             for done, (row, reject, accept) in enumerate(work, 1):
                 moved(done, total)
                 if isinstance(row, str):
-                    sums["failed"] += 1
-                    complain(row)
+                    failed(row, "restored anew")
                     continue
                 try:
                     gone, back = room.decide(journal, row, reject=reject, accept=accept, force=force)
                 except FacefixError as error:
-                    sums["failed"] += 1
-                    complain(str(error))
+                    failed(str(error), error.problem if isinstance(error, PhotoError) else str(error))
                     continue
                 sums.update(gone=len(gone), back=len(back), photos=int(bool(gone or back)))
                 if not quiet and (gone or back):
@@ -253,8 +262,8 @@ def _carry_out(journal: Journal, work: _Work, total: int, force: bool, quiet: bo
     if not quiet:
         parts = [f"{_counted(sums['gone'], 'face')} taken back"]
         parts += [f"{sums['back']} brought in again"] if sums["back"] else []
-        failed = f"; {_counted(sums['failed'], 'photo')} could not be done" if sums["failed"] else ""
-        print(f"{', '.join(parts)}, in {_counted(sums['photos'], 'photo')}{failed}")
+        rest = f"; {_counted(sums['failed'], 'photo')} could not be done" if sums["failed"] else ""
+        print(f"{', '.join(parts)}, in {_counted(sums['photos'], 'photo')}{rest}")
     if sums["failed"]:
         raise typer.Exit(EXIT_PHOTO_FAILED)
 

@@ -101,6 +101,27 @@ def test_decisions_are_carried_out_past_those_that_cannot_be(facefix: Command, o
     assert rejected(out) == {"trip/group.png": [1, 3]}
 
 
+def test_of_many_failures_with_one_reason_ten_are_named(facefix: Command, out: Path) -> None:
+    told = [{"id": f"{number:064d}", "photo": "", "face": 1, "decision": "reject"} for number in range(30)]
+    Path("decisions.json").write_text(json.dumps({"facefix": "decisions", "version": 1, "decisions": told}))
+    done = facefix("apply", out, "decisions.json")
+    assert (done.code, done.out) == (1, "0 faces taken back, in 0 photos; 30 photos could not be done\n")
+    *named, rest = done.err.splitlines()
+    assert len(named) == 10
+    assert "further photos with this reason are only counted" in rest
+
+
+def test_without_the_store_undo_says_how_to_go_on(facefix: Command, out: Path) -> None:
+    shutil.rmtree(out / FOLDER / "faces")
+    done = facefix("undo", out, "trip/group.png")
+    assert done.code == 1
+    assert "the stored face is not there any more; restore the photo again with --force" in done.err
+
+
+def test_a_failed_photo_is_named_once(facefix: Command, out: Path) -> None:
+    assert facefix("undo", out, "broken.jpg").err.count("broken.jpg") == 1
+
+
 def test_verify_names_what_is_wrong_and_counts_the_rest(facefix: Command, out: Path) -> None:
     (out / "shore.jpg").write_bytes(b"something else")
     (out / "trip" / "notes.txt").write_text("mine")

@@ -253,9 +253,12 @@ def _png(photo: Photo, box: Box) -> bytes:
 def _read(store: Path, record: Kept, kind: str) -> Raster:
     """The stored raster of a face before or after."""
     path, box = _below(store, record[kind]), Box(*record["box"])
+    if not path.is_file():
+        raise PhotoUnreadable(path, "the stored face is not there any more; restore the photo again with --force")
     stored = imagefile.read(path)
     if stored.meta.warnings or (stored.width, stored.height) != (box.x1 - box.x0, box.y1 - box.y0):
-        raise PhotoUnreadable(path, "the stored face is damaged, or not of the size on record; restore the photo again")
+        told = "the stored face is damaged, or not of the size on record; restore the photo again with --force"
+        raise PhotoUnreadable(path, told)
     return stored.raster
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facefix import imagefile
-from facefix.errors import PhotoRefused, PhotoUnreadable, PhotoUnwritable
+from facefix.errors import PhotoRefused, PhotoUnreadable, PhotoUnwritable, shown
 from facefix.imagefile import xmp
 from facefix.jobs import kept as store_of
 from facefix.jobs.database import FOLDER
@@ -77,7 +77,7 @@ def decide(
     """
     report = journal.report(row.id) if row.id is not None else None
     if report is None or row.target is None:
-        why = row.reason or "its turn has not come"
+        why = (row.reason or "its turn has not come").removeprefix(f"{shown(row.source)}: ")
         raise PhotoRefused(row.source, f"was not restored ({why}); there is nothing to take back")
     for number in sorted({*reject, *accept}):
         _check_face(row, report, number)
