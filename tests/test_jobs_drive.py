@@ -102,6 +102,19 @@ def test_the_same_picture_is_restored_once(scans: Path, tmp_path: Path, how: Any
     assert kinds(go(scans, out, wishes=Wishes(duplicates=how, force=True)))["done"] == (7 if how == "redo" else 4)
 
 
+def test_a_change_that_put_size_and_time_back_is_seen_and_new_permissions_are_none(scans: Path, tmp_path: Path) -> None:
+    out, source = tmp_path / "out", scans / "sub" / "plain0.png"
+    go(scans, out)
+    before, state = (out / "sub" / "plain0.png").read_bytes(), source.stat()
+    Image.fromarray(np.full((40, 50, 3), 61, np.uint8)).save(source)
+    os.utime(source, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (source.stat().st_size, source.stat().st_ino) == (state.st_size, state.st_ino)
+    assert kinds(go(scans, out)) == {"done": 1, "before": 3}
+    assert (out / "sub" / "plain0.png").read_bytes() != before
+    source.chmod(0o600)
+    assert kinds(go(scans, out)) == {"before": 4}
+
+
 def test_a_result_that_was_changed_by_hand_is_not_handed_on_to_copies(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     go(scans, out)

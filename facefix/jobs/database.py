@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from facefix.errors import JournalError
 
 FOLDER = ".facefix"
-VERSION = 1
+VERSION = 2
 _APPLICATION = 0x66616365  # "face"
 _SCHEMA = """
 CREATE TABLE recipes (
@@ -26,7 +26,7 @@ CREATE TABLE photos (
     source BLOB NOT NULL,
     own BLOB NOT NULL,
     base BLOB NOT NULL,
-    bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,
     run INTEGER NOT NULL,
     recipe INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed')),

@@ -17,8 +17,8 @@ Rules
     is never overwritten unasked.
     One process at a time may change a journal; it holds OUT/.facefix/lock.
 
-A photo is looked at again only where its size, modification time or inode differs from what is recorded; then its bytes
-are hashed, and where they are the recorded ones, nothing is redone.
+A photo is looked at again only where its size, inode, or time of modification or of change (ctime, which cannot be put
+back) differs from what is recorded; then its bytes are hashed, and where they are the recorded ones, nothing is redone.
 
 SQLite writes ahead (WAL). What is done `together` waits for the disk at its end (synchronous=FULL), and is there after
 a power cut, too; a change by itself does not wait, and the next `together` takes it along. Reports lie in a table of
@@ -28,6 +28,7 @@ their own, so that claims do not wade through them, and recipes in a third.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -153,11 +154,12 @@ class Journal:
         """
         place = os.fsencode(found.place)
         there = self._do(f"SELECT {COLUMNS}, run, recipe FROM photos WHERE place = ?", place)
-        mark = (found.mark.bytes, found.mark.mtime_ns, found.mark.inode)
+        mark = dataclasses.astuple(found.mark)
         if not there:
             self._do(
-                "INSERT OR IGNORE INTO photos (place, source, own, base, bytes, mtime_ns, inode, run, recipe, state) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued')",
+                "INSERT OR IGNORE INTO photos "
+                "(place, source, own, base, bytes, mtime_ns, inode, ctime_ns, run, recipe, state) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued')",
                 *(place, *(os.fsencode(name) for name in (found.source, found.own, found.base)), *mark, run, recipe),
             )
             return "new", None
@@ -167,7 +169,7 @@ class Journal:
             verdict = "twice" if row.source == found.source else "taken"
         elif row.source != found.source and row.target_sha256 is not None and not moved:
             verdict = "taken"
-        elif force or before != recipe or row.mark != found.mark or row.state in ("queued", "running"):
+        elif force or before != recipe or dataclasses.astuple(row.mark) != mark or row.state in ("queued", "running"):
             verdict = "again"
         elif row.state == "failed":
             verdict = "again" if retry_failed else "failed"
@@ -175,7 +177,7 @@ class Journal:
             verdict = "again"
         if verdict == "again":
             self._do(
-                "UPDATE photos SET source = ?, bytes = ?, mtime_ns = ?, inode = ?, run = ?, recipe = ?, "
+                "UPDATE photos SET source = ?, bytes = ?, mtime_ns = ?, inode = ?, ctime_ns = ?, run = ?, recipe = ?, "
                 "work = iif(?, NULL, work), state = 'queued', reason = '', traceback = '' WHERE number = ?",
                 *(os.fsencode(found.source), *mark, run, recipe, force, row.number),
             )
@@ -221,9 +223,9 @@ class Journal:
         name = os.fsencode(target)
         if self._do("SELECT 1 FROM photos WHERE target = ? AND number != ?", name, row.number):
             return False
-        values = "bytes = ?, mtime_ns = ?, inode = ?, sha256 = ?, work = ?, id = ?, target = ?, target_sha256 = NULL"
-        now = mark.bytes, mark.mtime_ns, mark.inode
-        return self._changed(row, values, *now, sha256, work, row_id(work, row.place), name)
+        now = "bytes = ?, mtime_ns = ?, inode = ?, ctime_ns = ?"
+        values = f"{now}, sha256 = ?, work = ?, id = ?, target = ?, target_sha256 = NULL"
+        return self._changed(row, values, *dataclasses.astuple(mark), sha256, work, row_id(work, row.place), name)
 
     def finish(self, row: Row, report: Mapping[str, Any]) -> bool:
         """Whether the attempt counted: the photo is done, and this is its report (its recipe and weights are known)."""

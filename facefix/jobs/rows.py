@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,16 +18,21 @@ State = Literal["queued", "running", "done", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What tells without reading it whether a file is still the one that was seen."""
+    """What tells without reading it whether a file is still the one that was seen.
+
+    Writing that puts the modification time back shows in `ctime_ns` alone. As links and permissions move that, too,
+    it is a reason to read a photo again, but does not make marks unequal.
+    """
 
     bytes: int
     mtime_ns: int
     inode: int
+    ctime_ns: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, state: os.stat_result) -> Mark:
         """The mark of a file with this state."""
-        return cls(state.st_size, state.st_mtime_ns, state.st_ino)
+        return cls(state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +84,8 @@ class Row:
 
 
 COLUMNS = (
-    "photos.number, place, source, own, base, bytes, mtime_ns, inode, state, attempt, sha256, work, id, target, "
-    "target_sha256, reason, traceback"
+    "photos.number, place, source, own, base, bytes, mtime_ns, inode, ctime_ns, state, attempt, sha256, work, id, "
+    "target, target_sha256, reason, traceback"
 )
 Verdict = Literal["new", "again", "done", "failed", "taken", "twice"]
 """What `add` made of a photo: queued for the first time, queued again, done before and unchanged, failed before;
@@ -99,17 +104,15 @@ def row_id(work: str, place: Path) -> str:
 
 def row_of(values: tuple[Any, ...]) -> Row:
     """The row of these columns."""
-    number, place, source, own, base, size, mtime_ns, inode, state, attempt, sha256, work, id, target, *rest = values[
-        :17
-    ]
-    target_sha256, reason, traceback = rest
+    number, place, source, own, base, size, mtime_ns, inode, ctime_ns, state, attempt, *rest = values[:18]
+    sha256, work, id, target, target_sha256, reason, traceback = rest
     return Row(
         number=number,
         place=Path(os.fsdecode(place)),
         source=Path(os.fsdecode(source)),
         own=os.fsdecode(own),
         base=os.fsdecode(base),
-        mark=Mark(size, mtime_ns, inode),
+        mark=Mark(size, mtime_ns, inode, ctime_ns),
         state=state,
         attempt=attempt,
         sha256=sha256,
