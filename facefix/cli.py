@@ -29,6 +29,7 @@ from facefix.cli_parts import (
     Overwrite,
     Quiet,
     Strict,
+    Written,
     complain,
     errors,
     make_folder,
@@ -273,10 +274,11 @@ def restore(
             remark(notice)
     reports: list[dict[str, Any]] = []
     failed = faces_failed = 0
+    written = Written()
     with _bars(len(tasks), quiet) as (photo_done, faces_done):
         for task in tasks:
             try:
-                done = _one(fix, task, mask, faces_out, overwrite, max_pixels, faces_done)
+                done = _one(fix, task, mask, faces_out, overwrite, max_pixels, written, faces_done)
             except KeyboardInterrupt:
                 complain(f"interrupted; {len(reports)} of {len(tasks)} photos were finished and are kept")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -306,6 +308,7 @@ def _one(
     faces_out: Path | None,
     overwrite: bool,
     max_pixels: int,
+    written: Written,
     progress: Callable[[int, int], None],
 ) -> Report:
     """Read, restore and write one photo and what was asked for beside it; the report of it."""
@@ -313,27 +316,32 @@ def _one(
 
     photo = imagefile.read(task.source, max_pixels=max_pixels)
     target = task.target(photo.meta)
-    _check_names(task, photo.meta, overwrite)
+    _check_names(task, photo.meta, overwrite, written)
     result = fix(photo, mask=mask, target=target, progress=progress)
     if task.compare is not None:
         make_folder(task.compare.parent)
         imagefile.write(sheet.before_after(photo, result), task.compare, overwrite=overwrite)
+        written.add(task.compare, task.source)
     if faces_out is not None:
         make_folder(faces_out)
         for number, pair in sheet.faces(result):
             for kind, face in zip(("before", "after"), pair, strict=True):
                 place = faces_out / f"{task.source.stem}.{number:02d}.{kind}.png"
+                written.check(place, task.source, "--faces-out")
                 imagefile.write(face, place, overwrite=overwrite)
+                written.add(place, task.source)
     make_folder(target.parent)
     lost = fix.save(result, photo, target, overwrite=overwrite)
+    written.add(target, task.source)
     return dataclasses.replace(result.report, warnings=(*result.report.warnings, *lost))
 
 
-def _check_names(task: _Task, meta: Meta, overwrite: bool) -> None:
+def _check_names(task: _Task, meta: Meta, overwrite: bool, written: Written) -> None:
     """Nothing, where the result and the before/after picture may be written under their names.
 
     Raises:
-        PhotoUnwritable: one is taken, is of no format that can be written, or would replace the photo or its result.
+        PhotoUnwritable: one is taken, be it by what was `written` for an earlier photo, is of no format that can be
+            written, or would replace the photo or its result.
     """
     from facefix.imagefile import holds_format
     from facefix.imagefile.encode import format_for
@@ -342,6 +350,7 @@ def _check_names(task: _Task, meta: Meta, overwrite: bool) -> None:
     for option, place in (("-o", target), ("--compare", task.compare)):
         if place is None:
             continue
+        written.check(place, task.source, option)
         if os.path.exists(place) and not overwrite:
             raise PhotoUnwritable(task.source, f"{place} exists already; give another {option} or pass --overwrite")
         if option == "-o" and holds_format(place, meta):  # a copy of the source may have a format that is only read

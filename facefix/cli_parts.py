@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from facefix.errors import PhotoUnwritable, UsageError
+from facefix.errors import PhotoUnwritable, UsageError, shown
 from facefix.recipe import Command, Recipe, Setting
 
 EXIT_PHOTO_FAILED, EXIT_FACE_FAILED, EXIT_INTERRUPTED = 1, 4, 130
@@ -54,6 +54,33 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PhotoUnwritable(folder, f"{error.strerror}; name a folder that can be written") from error
+
+
+class Written:
+    """The files that a command has written, each for one of its photos; none may take the place of another."""
+
+    def __init__(self) -> None:
+        self._source_of: dict[Path, Path] = {}
+
+    def check(self, place: Path, source: Path, option: str = "-o") -> None:
+        """Nothing, where `place` was not written for an earlier photo than `source`.
+
+        Raises:
+            PhotoUnwritable: it was, so that the photo needs another `option`.
+        """
+        earlier = self._source_of.get(self._in_its_folder(place))
+        if earlier is not None:
+            problem = f"{shown(place)} was just written for {shown(earlier)}"
+            raise PhotoUnwritable(source, f"{problem}; do this photo by itself, with another {option}")
+
+    def add(self, place: Path, source: Path) -> None:
+        """Nothing; `place` now is the photo's."""
+        self._source_of[self._in_its_folder(place)] = source
+
+    @staticmethod
+    def _in_its_folder(place: Path) -> Path:
+        """The one name of the file, whichever way leads to its folder."""
+        return Path(os.path.realpath(place.parent), place.name)
 
 
 def with_recipe(name: Command) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -17,6 +17,7 @@ from facefix.cli_parts import (
     MaskFile,
     Overwrite,
     Quiet,
+    Written,
     complain,
     make_folder,
     place_of_report,
@@ -91,7 +92,7 @@ def colorize(
         place_of_report(report)
     colorizer = Colorizer.load(recipe, model=model, device=device)
     failed_faces = 0
-    written: set[Path] = set()
+    written = Written()
 
     def one(source: Path) -> dict[str, Any]:
         nonlocal failed_faces
@@ -100,7 +101,7 @@ def colorize(
         target = _target(source, out, len(inputs), ending, overwrite, written)
         result = colorizer(photo, mask=mask, aligned=aligned, target=target)
         lost = colorizer.save(result, photo, target, overwrite=overwrite)
-        written.add(target)
+        written.add(target, source)
         done = dataclasses.replace(result.report, warnings=(*result.report.warnings, *lost))
         failed_faces += sum(note.outcome == "failed" for note in done.faces)
         if not quiet:
@@ -154,13 +155,13 @@ def seg2face(
     from facefix.trades import FaceDrawer, labels_of
 
     drawer = FaceDrawer.load(model, device=device, precision=precision)
-    written: set[Path] = set()
+    written = Written()
 
     def one(source: Path) -> dict[str, Any]:
         labels = labels_of(imagefile.read(source))
         target = _target(source, out, len(inputs), ".face.png", overwrite, written)
         lost = drawer.save(drawer(labels), target, overwrite=overwrite)
-        written.add(target)
+        written.add(target, source)
         if not quiet:
             print(f"{text_of(target)}: drawn with {drawer.name}")
         return {"source": text_of(source), "target": text_of(target), "weights": dict(drawer.digests), "warnings": lost}
@@ -197,12 +198,11 @@ def _leave(done: list[dict[str, Any]]) -> None:
         raise typer.Exit(EXIT_PHOTO_FAILED)
 
 
-def _target(source: Path, out: Path | None, count: int, ending: str, overwrite: bool, written: set[Path]) -> Path:
+def _target(source: Path, out: Path | None, count: int, ending: str, overwrite: bool, written: Written) -> Path:
     """Where a result is written, in a folder that is there; `ending` is what a name beside the source ends in.
 
     Raises:
-        PhotoUnwritable: there is such a file, be it `written` for another source of the same name, or the folder cannot
-            be made.
+        PhotoUnwritable: there is such a file, be it `written` for another source, or the folder cannot be made.
     """
     if out is None:
         target = source.with_name(source.stem + ending)
@@ -210,8 +210,7 @@ def _target(source: Path, out: Path | None, count: int, ending: str, overwrite: 
         target = out
     else:
         target = out / (source.stem + Path(ending).suffix)
-    if target in written:
-        raise PhotoUnwritable(source, f"{target} is the result of another file of that name; give each its own -o")
+    written.check(target, source)
     if target.exists() and not overwrite:
         raise PhotoUnwritable(source, f"{target} exists already; give another -o or pass --overwrite")
     make_folder(target.parent)

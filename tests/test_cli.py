@@ -274,6 +274,29 @@ def test_a_report_replaces_an_earlier_one_and_no_other_file(
     assert mine.read_text() == '{"name": "mine"}'
 
 
+def test_of_two_photos_with_one_result_name_the_second_fails(
+    facefix: Command, portrait: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(portrait[:200, 145:295]).save("one.png")
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save("one.gif")
+    Path("here").symlink_to(".")
+    Path("one.facefix.png").write_bytes(b"an earlier result")
+    options = ("--overwrite", "--restorer", "identity", "-q")
+    done = facefix("restore", "one.png", "here/one.gif", *options)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "facefix: here/one.gif: here/one.facefix.png was just written for one.png; do this photo" in done.err
+    assert size(Path("one.facefix.png")) == (150, 200)
+
+    Image.fromarray(portrait[:200, 145:295]).save("one.jpg")
+    done = facefix("restore", "one.png", "one.jpg", *options, "--faces-out", "faces")
+    assert done.code == 1
+    assert "one.jpg: faces/one.01.before.png was just written for one.png; do this photo by itself" in done.err
+    assert not Path("one.facefix.jpg").exists()
+    done = facefix("restore", "one.png", "one.jpg", *options, "--compare", "both")
+    assert (done.code, "one.jpg: both/one.compare.jpg was just written for one.png" in done.err) == (1, True)
+
+
 def test_a_photo_without_faces_is_copied(facefix: Command, tmp_path: Path) -> None:
     shore, out = tmp_path / "shore.jpg", tmp_path / "out.jpg"
     Image.fromarray(np.full((120, 160, 3), 90, np.uint8)).save(shore)

@@ -122,7 +122,7 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(facefix: Command, tmp
     out = tmp_path / "out"
     done = facefix("seg2face", *sources, "-o", out, "--overwrite", "--precision", "float32", "-q")
     assert done.code == 1
-    assert f"{sources[1]}: {out / 'labels.png'} is the result of another file of that name" in done.err
+    assert f"{sources[1]}: {out / 'labels.png'} was just written for {sources[0]}" in done.err
     assert np.abs(pixels(out / "labels.png") - PALETTE[1]).max() <= 1
 
 
