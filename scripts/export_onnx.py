@@ -22,6 +22,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from facefix import networks
@@ -66,11 +67,14 @@ def graph_of(model: GPEN, name: str) -> onnx.ModelProto:
             input_names=["pictures"],
             output_names=["faces"],
             dynamic_shapes={"pictures": {0: torch.export.Dim("batch", min=1)}},
+            optimize=False,  # it would leave out + 1e-8 as if that were + 0, and layers of zeros gave NaN
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch made no graph")
     made = program.model_proto
+    optimizer.fold_constants(made)
+    optimizer.remove_unused_nodes(made)
     onnx.helper.set_model_props(made, {"architecture": "GPEN", "name": name})
     return made
 
