@@ -158,13 +158,17 @@ def seg2face(
     written = Written()
 
     def one(source: Path) -> dict[str, Any]:
-        labels = labels_of(imagefile.read(source))
+        picture = imagefile.read(source)
+        labels = labels_of(picture)
         target = _target(source, out, len(inputs), ".face.png", overwrite, written)
         lost = drawer.save(drawer(labels), target, overwrite=overwrite)
         written.add(target, source)
+        told = (*picture.meta.warnings, *lost)
         if not quiet:
+            for warning in told:
+                remark(f"{text_of(source)}: {warning}")
             print(f"{text_of(target)}: drawn with {drawer.name}")
-        return {"source": text_of(source), "target": text_of(target), "weights": dict(drawer.digests), "warnings": lost}
+        return {"source": text_of(source), "target": text_of(target), "weights": dict(drawer.digests), "warnings": told}
 
     _leave(_each(inputs, one, drawer.notices, quiet))
 

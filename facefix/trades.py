@@ -102,16 +102,15 @@ class Colorizer:
             DeviceError: the memory ran out on an aligned face, or what the network gave for it is no picture.
         """
         photo = as_photo(photo)
-        told: tuple[str, ...] = ()
-        if tone.toning(photo).kind == "colour":
-            told = ("this photo has colours of its own; the network's take their place",)
         ready = imagefile.in_colour(photo)
         if aligned:
             result = self._whole(ready, target)
         else:
             result = self.fix(ready, mask=mask, target=target, progress=progress)
             result = dataclasses.replace(result, photo=_relit(ready, result.photo))
-        warnings = (*result.report.warnings, *told)
+        warnings = result.report.warnings
+        if (aligned or result.patches) and tone.toning(photo).kind == "colour":
+            warnings += ("this photo has colours of its own; the network's take their place",)
         report = dataclasses.replace(result.report, recipe=self.fix.recipe.values("colorize"), warnings=warnings)
         return dataclasses.replace(result, report=report)
 

@@ -112,6 +112,11 @@ def test_label_maps_become_faces(facefix: Command, tmp_path: Path) -> None:
     assert (several.code, several.out) == (1, "")
     assert "expected a label map in the colours of CelebAMask-HQ, or grey values 0 to 18" in several.err
     assert np.array_equal(pixels(tmp_path / "faces" / "gray.png"), pixels(target))
+    short = tmp_path / "short.png"
+    short.write_bytes(coloured.read_bytes()[:-60])
+    done = facefix("seg2face", short, "--precision", "float32")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'short.face.png'}: drawn with gpen-seg2face-512\n")
+    assert done.err.startswith(f"note: {short}: the picture is damaged or cut short")
 
 
 def test_two_files_of_one_name_do_not_overwrite_each_other(facefix: Command, tmp_path: Path) -> None:

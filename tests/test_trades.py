@@ -106,6 +106,7 @@ def test_a_network_that_copies_its_input_leaves_a_gray_photo_alone_and_takes_the
     assert np.abs(face_of(lab(result.photo.raster))[20:50, 15:45, 1:]).mean() < 1.5
     assert np.abs(face_of(lab(portrait))[..., 1:]).mean() > 10
     assert result.report.warnings == ("this photo has colours of its own; the network's take their place",)
+    assert colorizer(portrait[300:]).report.warnings == ()  # no face: nothing takes the place of anything
     assert colorizer(gray).report.warnings == ()
 
 
