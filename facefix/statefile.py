@@ -15,7 +15,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -41,6 +41,8 @@ DEEPEST = 40
 """How many containers may lie in one another on the way to a tensor."""
 LARGEST = 4 << 30
 """What one entry of an archive may unpack to, bytes."""
+SHARED, SMALL = 8, 64 << 20
+"""Tensors that share their numbers may together be so many times the file's size; and so many bytes more do no harm."""
 
 
 def read_state(path: Path, *, expected: str = EXPECTED) -> State:
@@ -74,8 +76,8 @@ def read_network(path: Path, first: str, *, expected: str = EXPECTED) -> State:
     try:
         with _opened(path) as file, zipfile.ZipFile(file) as archive:
             stored = _Described(archive).tensors()
-            names = _under(path, stored, first, expected)
-            return _sound(path, {name: _made(archive, stored[full]) for name, full in names.items()}, expected)
+            wanted = {name: stored[full] for name, full in _under(path, stored, first, expected).items()}
+            return _apart(_sound(path, _made(archive, wanted), expected), wanted)
     except (*DAMAGED, OSError, zipfile.BadZipFile, zlib.error, MemoryError, pickle.UnpicklingError) as error:
         raise WeightsInvalid(path, f"is damaged or truncated ({_line(error)}); {expected}; {AGAIN}") from None
 
@@ -87,9 +89,23 @@ def _sound(path: Path, state: State, expected: str) -> State:
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise WeightsInvalid(path, f"holds {name} not as plain numbers (sparse, expanded or none); {expected}")
+    _check_sum(path, (tensor.numel() * tensor.itemsize for tensor in state.values()), expected)
+    for name, tensor in state.items():
         if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float32))):
             raise WeightsInvalid(path, f"tensor {name} holds NaN or infinite numbers; {AGAIN}")
     return state
+
+
+def _check_sum(path: Path, sizes_bytes: Iterable[int], expected: str) -> None:
+    """Nothing; thousands of names for the same numbers are little in a file, and fill the memory once they are copied.
+
+    Raises:
+        WeightsInvalid: there are too many of them.
+    """
+    total, file_bytes = sum(sizes_bytes), path.stat().st_size
+    if total > SHARED * file_bytes + SMALL:
+        told = f"its tensors claim {total:,} bytes, far more than a file of {file_bytes:,} holds"
+        raise WeightsInvalid(path, f"{told}; {expected}; do not trust it")
 
 
 def _kind(path: Path, expected: str) -> str:
@@ -334,10 +350,22 @@ def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(name)
 
 
-def _made(archive: zipfile.ZipFile, stored: _Stored) -> Tensor:
-    """The tensor of that description."""
-    numbers = torch.frombuffer(bytearray(_entry(archive, stored.entry)), dtype=stored.dtype)
-    return torch.as_strided(numbers, stored.size, stored.stride, stored.offset)
+def _made(archive: zipfile.ZipFile, wanted: Mapping[str, _Stored]) -> State:
+    """The tensors of these descriptions; those of one entry share its numbers."""
+    read: dict[str, bytearray] = {}
+    made: State = {}
+    for name, stored in wanted.items():
+        if stored.entry not in read:
+            read[stored.entry] = bytearray(_entry(archive, stored.entry))
+        numbers = torch.frombuffer(read[stored.entry], dtype=stored.dtype)
+        made[name] = torch.as_strided(numbers, stored.size, stored.stride, stored.offset)
+    return made
+
+
+def _apart(state: State, stored: Mapping[str, _Stored]) -> State:
+    """The tensors, each with numbers of its own."""
+    names_of = Counter(each.entry for each in stored.values())
+    return {name: tensor.clone() if names_of[stored[name].entry] > 1 else tensor for name, tensor in state.items()}
 
 
 def _under(path: Path, names: Mapping[str, object], first: str, expected: str) -> dict[str, str]:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from made_networks import EXPECTED, FORMATS, JUNK, Code, State, as_safetensors, complaints, made, refusal, saved, small
+from safetensors.torch import save_file
 from torch import Tensor
 
 from facefix import networks
-from facefix.errors import WeightsMissing
+from facefix.errors import WeightsInvalid, WeightsMissing
+from facefix.statefile import read_network
 
 
 def test_the_code_of_these_tests_would_run_in_a_plain_unpickler(tmp_path: Path) -> None:
@@ -66,6 +68,29 @@ def test_names_of_tensors_cannot_spoil_the_message(tmp_path: Path, state: State,
 def test_tensors_that_are_not_plain_numbers_are_refused(tmp_path: Path, state: State, tensor: Tensor) -> None:
     content = {**state, "generator.conv1.conv.weight": tensor}
     assert "generator.conv1.conv.weight not as plain numbers" in refusal(saved(tmp_path / "w.pth", content))
+
+
+def test_many_names_for_the_same_numbers_are_refused_before_they_are_copied(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    numbers = torch.zeros(1 << 20)
+    for value in (numbers, numbers[:1].expand(1 << 20), numbers[7 : 1 << 19]):
+        path = saved(tmp_path / "w.pth", {f"a.t{number}": value for number in range(100)})
+        for read in (networks.read_state, lambda path: read_network(path, "t0")):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            with pytest.raises(WeightsInvalid, match=r"claim \d+,\d+,\d+ bytes, far more than a file of 4,\d+,\d+"):
+                read(path)
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_tied_weights_are_read(tmp_path: Path) -> None:
+    numbers = torch.arange(12.0).reshape(3, 4)
+    path = saved(tmp_path / "w.pth", {"n.first": numbers, "n.tied": numbers, "n.row": numbers[1]})
+    expected = {"first": numbers, "tied": numbers, "row": numbers[1]}
+    state = read_network(path, "first")
+    for found in (state, {name[2:]: tensor for name, tensor in networks.read_state(path).items()}):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    save_file(state, tmp_path / "w.safetensors")  # which refuses tensors that share their numbers
 
 
 def test_whatever_is_damaged_is_refused_or_read(tmp_path: Path) -> None:
