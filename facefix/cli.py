@@ -69,13 +69,30 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except FacefixError as error:
-        complain(str(error))
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
+        try:
+            app()
+        except FacefixError as error:
+            complain(str(error))
+            sys.exit(error.exit_code)
+        finally:
+            if sys.stdout is not None:  # here, where it can still be told that there is no room for it
+                sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            if _takes_output():
+                raise
+            complain(f"standard output: expected room for what is printed, got '{error.strerror}'; send it elsewhere")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_PHOTO_FAILED)
+
+
+def _takes_output() -> bool:
+    """Whether standard output takes a further line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
 
 
 def _version(wanted: bool) -> None:

@@ -385,6 +385,27 @@ def test_a_name_that_stdout_cannot_show_stops_nothing(portrait_file: Path) -> No
     assert [line.split(".facefix")[0].rpartition(os.sep)[2] for line in done.stdout.splitlines()] == ["\\xfc", "b"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("command", ["restore", "verify", "weights list", "--help", "nonsense"])
+def test_a_full_standard_output_is_one_line(command: str, scans: Path, tmp_path: Path) -> None:
+    arguments = command.split()
+    if command == "restore":
+        arguments += ["--restorer", "identity", str(scans / "sub" / "plain0.png")]
+    elif command == "verify":
+        arguments += [str(tmp_path / "out")]
+        restored = ("restore", scans, "-o", tmp_path / "out", "--restorer", "identity", "--engine", "serial", "-q")
+        subprocess.run([sys.executable, "-m", "facefix", *map(str, restored)], check=True)
+    shell = ["sh", "-c", '"$@" > /dev/full', "sh", sys.executable, "-m", "facefix", *arguments]
+    done = subprocess.run(shell, check=False, capture_output=True, text=True)
+    if command == "nonsense":  # which prints nothing there
+        assert (done.returncode, "Error" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+    else:
+        assert done.returncode == 1
+        told = "expected room for what is printed, got 'No space left on device'; send it elsewhere"
+        assert done.stderr == f"facefix: standard output: {told}\n"
+        assert (scans / "sub" / "plain0.facefix.png").exists() == (command == "restore")
+
+
 def test_it_is_a_program() -> None:
     fetch = ["weights", "fetch", "facefix-lite-256"]
     for arguments in (["--version"], ["--help"], ["restore", "--help"], ["weights", "list"], fetch):
