@@ -71,7 +71,7 @@ class Many:
         """
         if self.from_file is None and not self.inputs:
             raise UsageError("INPUT: expected photos or folders, got none; name some, or give --from-file")
-        spread = any(os.path.isdir(path) or _is_glob(path) for path in self.inputs)
+        spread = any(map(_is_spread, self.inputs))
         known = self.out is not None and os.path.exists(self.out / FOLDER / "journal.sqlite")
         return self.from_file is not None or spread or known or (self.out is not None and len(self.inputs) > 1)
 
@@ -110,6 +110,11 @@ class Many:
                 raise UsageError(
                     f"{name} goes with runs over many photos: name a folder, or several photos and -o FOLDER"
                 )
+
+
+def _is_spread(path: Path) -> bool:
+    """Whether many photos may be meant by it."""
+    return os.path.isdir(path) or _is_glob(path)
 
 
 def _is_glob(path: Path) -> bool:
@@ -173,8 +178,9 @@ def _out(many: Many) -> Path:
         UsageError: none was named, or it is a file.
     """
     if many.out is None:
-        named = shown(many.from_file if many.from_file is not None else many.inputs[0])
-        raise UsageError(f"{named}: expected -o FOLDER for what comes of many photos, got none; name one")
+        named = many.from_file if many.from_file is not None else next(filter(_is_spread, many.inputs))
+        told = f"{shown(named)}: expected -o FOLDER for what comes of many photos, got none; name one"
+        raise UsageError(told + (", or name photos only" if len(many.inputs) > 1 else ""))
     if os.path.exists(many.out) and not os.path.isdir(many.out):
         raise UsageError(f"-o {shown(many.out)}: expected a folder for many photos, got a file; name a folder")
     return many.out.absolute()

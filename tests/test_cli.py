@@ -108,6 +108,8 @@ def test_several_photos_globs_and_lists_go_through_one_run(
     [
         ([], 2, "INPUT: expected photos or folders, got none"),
         (["scans"], 2, "scans: expected -o FOLDER for what comes of many photos"),
+        (["file.png", "scans"], 2, "scans: expected -o FOLDER for what comes of many photos, got none; name one, or"),
+        (["file.png", "scans/*"], 2, "scans/*: expected -o FOLDER for what comes of many photos, got none; name one"),
         (["scans", "-o", "file.png"], 2, "expected a folder for many photos, got a file"),
         (["scans", "-o", "scans/out"], 2, "expected a folder outside of scans, got one inside"),
         (["scans", "-o", "scans"], 2, "expected a folder of its own, got one that holds scans"),
