@@ -1,8 +1,10 @@
 """Runs over small trees with the real journal, workers and networks; the restorers are identity and pattern."""
 
+import contextlib
 import hashlib
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from facefix.errors import FacefixError
 from facefix.jobs import workers
+from facefix.jobs.database import FOLDER
 from facefix.jobs.journal import Journal
 from facefix.jobs.workers import Run, Wishes
 from facefix.recipe import Recipe
@@ -112,6 +115,15 @@ def test_a_change_that_put_size_and_time_back_is_seen_and_new_permissions_are_no
     assert kinds(go(scans, out)) == {"done": 1, "before": 3}
     assert (out / "sub" / "plain0.png").read_bytes() != before
     source.chmod(0o600)
+    assert kinds(go(scans, out)) == {"before": 4}
+
+
+def test_a_journal_without_times_of_change_goes_on(scans: Path, tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    out = tmp_path / "out"
+    go(scans, out)
+    with contextlib.closing(sqlite3.connect(out / FOLDER / "journal.sqlite")) as journal:
+        journal.executescript("ALTER TABLE photos DROP COLUMN ctime_ns; PRAGMA user_version = 1;")
     assert kinds(go(scans, out)) == {"before": 4}
 
 

@@ -74,7 +74,7 @@ def locked(folder: Path, path: Path) -> FileLock:
 
 
 def connected(path: Path, write: bool) -> sqlite3.Connection:
-    """The open journal, made where the file is new or empty.
+    """The open journal, made where the file is new or empty, and brought to this version where it is of an earlier one.
 
     Raises:
         JournalError: the file is damaged, no journal, or of another version.
@@ -94,6 +94,9 @@ def connected(path: Path, write: bool) -> sqlite3.Connection:
                 connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {marks} COMMIT;")
             elif application != _APPLICATION:
                 raise JournalError(path, "expected a journal of facefix, got another database; move it away")
+            elif version == 1 and not still:  # it lacks the times of change: photos are looked at once more
+                added = "ALTER TABLE photos ADD COLUMN ctime_ns INTEGER NOT NULL DEFAULT 0"
+                connection.executescript(f"BEGIN IMMEDIATE; {added}; PRAGMA user_version = {VERSION}; COMMIT;")
             elif version != VERSION:
                 told = f"expected a journal of version {VERSION}, got version {version}"
                 raise JournalError(path, f"{told}; use the facefix that wrote it, or another output folder")
