@@ -168,7 +168,7 @@ class Archive:
                     sums.update(gone=len(gone), back=len(back), photos=1)
             if reverse:
                 self._reverse[out] = reverse
-                journal.export(out / FOLDER / "report.jsonl")
+            journal.export(out / FOLDER / "report.jsonl")  # always: a power cut may have come before it last time
         return _summed(sums, troubles), spent
 
     def take_back(self, out: Path) -> str:
