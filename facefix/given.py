@@ -6,28 +6,27 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from facefix import errors, imagefile
 from facefix.errors import PhotoRefused, UsageError
 from facefix.types import Face, Mask, Photo
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 _ROUNDING = 1e-3
 
-PhotoLike: TypeAlias = "Photo | str | Path | NDArray[Any] | Image.Image"
+PhotoLike: TypeAlias = Photo | str | Path | NDArray[Any] | Image.Image
 
 
-def as_photo(photo: PhotoLike) -> Photo:
-    """The photo itself, or read from a path, a Pillow image or an array.
+def as_photo(photo: PhotoLike, name: str = "photo") -> Photo:
+    """The photo itself, or read from a path, a Pillow image or an array; messages call it by the `name`.
 
     Raises:
         PhotoError: it cannot be read.
+        UsageError: it is none of these.
     """
     if isinstance(photo, Photo):
         return photo
@@ -35,7 +34,10 @@ def as_photo(photo: PhotoLike) -> Photo:
         return imagefile.read(photo)
     if isinstance(photo, np.ndarray):
         return imagefile.from_array(photo)
-    return imagefile.from_pil(photo)
+    if isinstance(photo, Image.Image):
+        return imagefile.from_pil(photo)
+    expected = "a path, a Pillow image, a Photo, or an array (H, W) or (H, W, 1 to 4) of uint8 or uint16"
+    raise UsageError(f"the {name}: expected {expected}, got {_kind(photo)}")
 
 
 def doubting(photo: Photo, mask: Photo) -> Photo:
@@ -49,6 +51,7 @@ def user_mask(given: Path | str | Mask | None, photo: Photo) -> tuple[Photo, Mas
 
     Raises:
         PhotoError: it cannot be read, has another size than the photo, or holds other numbers.
+        UsageError: it is neither a path nor numbers.
     """
     if given is None:
         return photo, None
@@ -57,7 +60,11 @@ def user_mask(given: Path | str | Mask | None, photo: Photo) -> tuple[Photo, Mas
         photo = doubting(photo, drawn)
         allowed: Mask = drawn.pixels().mean(axis=2, dtype=np.float32).clip(0, 1)
     else:
-        allowed = np.asarray(given, np.float32)
+        try:
+            allowed = np.asarray(given, np.float32)
+        except (TypeError, ValueError):
+            expected = "expected a path, or an array (H, W) of numbers in 0..1"
+            raise UsageError(f"the mask: {expected}, got {_kind(given)}; 1 is where anything may change") from None
     if allowed.shape != (photo.height, photo.width):
         got = "x".join(str(side) for side in allowed.shape[::-1])
         expected = f"expected {photo.width}x{photo.height} px as the photo, got {got}"
@@ -67,6 +74,13 @@ def user_mask(given: Path | str | Mask | None, photo: Photo) -> tuple[Photo, Mas
         got = f"expected 0..1, got {low:g} to {high:g}; give 1 where anything may change"
         raise PhotoRefused(photo.meta.source, f"the mask: {got}")
     return photo, allowed
+
+
+def _kind(given: object) -> str:
+    """What was given, in a few words with the next step."""
+    if given is None:
+        return "None; cv2.imread gives it for a file that it cannot read: give the file's path"
+    return f"a value of type {type(given).__name__}; give one of these"
 
 
 def face_numbers(setting: str) -> frozenset[int] | None:

@@ -370,7 +370,7 @@ def _drawn(given: MaskLike, photo: Photo) -> tuple[Photo, Bits]:
             got = f"{given.shape} from {low:g} to {high:g}"
             raise PhotoRefused(photo.meta.source, f"the mask: expected (H, W) in 0..1, got {got}; 1 is the hole")
     else:
-        picture = as_photo(given)
+        picture = as_photo(given, "mask")
         white = compose.whiteness(picture)
         photo = doubting(photo, picture)
     if white.shape != (photo.height, photo.width):

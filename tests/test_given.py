@@ -1,12 +1,14 @@
 """What callers give becomes a photo, a mask of its size and the numbers of faces, or is refused in one line."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from facefix import given, imagefile
+from facefix import FaceFix, Inpainter, Recipe, given, imagefile
 from facefix.errors import PhotoRefused, UsageError
 from facefix.jobs.rows import failure
 from facefix.types import Face
@@ -37,6 +39,24 @@ def test_a_mask_is_of_the_photo_s_size(portrait: np.ndarray, tmp_path: Path) -> 
         given.user_mask(np.zeros((511, 512), np.float32), photo)
     for strange in (white, np.full((512, 512), np.nan, np.float32)):
         with pytest.raises(PhotoRefused, match=r"the mask: expected 0\.\.1, got "):
+            given.user_mask(strange, photo)
+
+
+@pytest.mark.parametrize("strange", [None, 3, b"GIF89a", ["a.png", "b.png"], object(), {"photo": 1}])
+def test_what_is_no_photo_or_mask_is_told_what_may_be(portrait: np.ndarray, telea: Inpainter, strange: Any) -> None:
+    photo = imagefile.from_array(portrait)
+    got = "None; cv2.imread gives it" if strange is None else f"a value of type {type(strange).__name__}; give"
+    expected = re.escape(f"expected a path, a Pillow image, a Photo, or an array (H, W) or (H, W, 1 to 4) of uint8 or ")
+    for ask in (given.as_photo, FaceFix.load(Recipe(restorer="identity"), device="cpu"), telea):
+        with pytest.raises(UsageError, match=f"^the photo: {expected}uint16, got {got}"):
+            ask(strange)
+    if strange is not None:  # no mask is none
+        with pytest.raises(UsageError, match=f"^the mask: {expected}uint16, got {got}"):
+            telea(photo, strange)
+    if not isinstance(strange, int | None):  # numbers have a shape
+        with pytest.raises(
+            UsageError, match=r"^the mask: expected a path, or an array \(H, W\) of numbers in 0\.\.1, got"
+        ):
             given.user_mask(strange, photo)
 
 
