@@ -137,7 +137,7 @@ class Inpainter:
         Raises:
             PhotoError: the scene or the mask cannot be read, they differ in size, or the mask leaves nothing to fill,
                 or nothing to fill it from.
-            UsageError: `outpaint` is not what it should be.
+            UsageError: the scene or the mask is of another type, or `outpaint` is not what it should be.
             DeviceError: the engine's memory ran out, or what it gave is no picture.
         """
         return self._made(self._task(scene, mask), self.recipe.seed, target, progress)

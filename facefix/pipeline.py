@@ -129,6 +129,7 @@ class FaceFix:
 
         Raises:
             PhotoError: the photo or the mask cannot be read, or they differ in size.
+            UsageError: the photo or the mask is of another type, as None is that cv2.imread gives for a missing file.
         """
         started = time.perf_counter()
         # 1 read

@@ -46,7 +46,7 @@ def test_a_mask_is_of_the_photo_s_size(portrait: np.ndarray, tmp_path: Path) -> 
 def test_what_is_no_photo_or_mask_is_told_what_may_be(portrait: np.ndarray, telea: Inpainter, strange: Any) -> None:
     photo = imagefile.from_array(portrait)
     got = "None; cv2.imread gives it" if strange is None else f"a value of type {type(strange).__name__}; give"
-    expected = re.escape(f"expected a path, a Pillow image, a Photo, or an array (H, W) or (H, W, 1 to 4) of uint8 or ")
+    expected = re.escape("expected a path, a Pillow image, a Photo, or an array (H, W) or (H, W, 1 to 4) of uint8 or ")
     for ask in (given.as_photo, FaceFix.load(Recipe(restorer="identity"), device="cpu"), telea):
         with pytest.raises(UsageError, match=f"^the photo: {expected}uint16, got {got}"):
             ask(strange)
