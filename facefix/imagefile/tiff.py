@@ -84,7 +84,7 @@ def _through_pillow(found: Found, data: bytes, depth: int, check: SizeCheck) -> 
     if depth > 8:
         raise UndecodableError(f"expected 8 bits for a TIFF of this kind, got {depth}; convert it to 16-bit RGB first")
     image = opened("TIFF", data)
-    check(*image.size)  # of a tag that stands there twice Pillow takes the last
+    check(*image.size)  # of a tag that stands there twice Pillow before 13 takes the last
     image.load()
     found.samples, found.cmyk = samples_of(image), image.mode == "CMYK"
     left = image.tag_v2.get(_ORIENTATION, 1) if isinstance(image, TiffImagePlugin.TiffImageFile) else 1
