@@ -198,8 +198,9 @@ def test_what_does_not_fit_is_one_line(run: Run, image: torch.Tensor) -> None:
     for wrong in ({"mask": torch.ones(1, 20, 10)}, {"mask": torch.ones(3, 512, 512)}):
         with pytest.raises(UsageError, match="mask: expected"):
             run("FacefixInpaint", image=image, engine="cv2", **wrong)
-    with pytest.raises(UsageError, match="image: expected"):
-        run("FacefixRestore", image=image[0])
+    for picture in (image[0], image[:0]):
+        with pytest.raises(UsageError, match="image: expected"):
+            run("FacefixRestore", image=picture)
     with pytest.raises(UsageError, match="--prompt: --engine cv2, which does not use it"):
         run("FacefixInpaint", image=image, mask=stroke(), engine="cv2", prompt="a wall")
 

@@ -137,6 +137,10 @@ def test_masks_in_every_form_for_all_and_for_each(faces: np.ndarray) -> None:
     for masks in (left, left[None], left[..., None], drawn[0], [drawn[0]], torch.from_numpy(left)[None, None]):
         for mask in door._masks(masks, 3):
             np.testing.assert_array_equal(door._fitted(mask, 22, 24), left)
+    for scale, kind in ((65535, np.uint16), (1, np.float32), (1, np.int32)):
+        np.testing.assert_array_equal(door._fitted(Image.fromarray((left * scale).astype(kind)), 22, 24), left)
+    faint = Image.fromarray(np.full((24, 22), 300, np.uint16))
+    np.testing.assert_allclose(door._fitted(faint, 22, 24), 300 / 65535)
     sides = [restore_images(faces, around(240, 220, side=side), PATTERN) for side in (0, 1)]
     masks = [Image.fromarray((around(240, 220, side=side) * 255).astype(np.uint8)) for side in (0, 1)]
     for found, wanted in zip(restore_images([faces, faces], masks, PATTERN), sides, strict=True):
@@ -154,7 +158,9 @@ def test_a_mask_of_another_size_is_brought_to_the_image(faces: np.ndarray) -> No
 def test_masks_that_do_not_fit_are_refused(faces: np.ndarray) -> None:
     with pytest.raises(UsageError, match="masks: expected one, or 1 as there are images, got 2"):
         restore_images([faces], [around(9, 9, side=1)] * 2, PATTERN)
-    for wrong in (np.full((9, 9), 7.0), np.full((9, 9), np.nan), np.zeros(4), np.zeros((2, 9, 9, 3))):
+    deep = Image.fromarray(np.full((9, 9), 255, np.int32))
+    wrongs = (np.full((9, 9), 7.0), np.full((9, 9), np.nan), np.zeros(4), np.zeros((2, 9, 9, 3)), "hole.png", deep)
+    for wrong in wrongs:
         with pytest.raises(UsageError, match="masks: expected"):
             restore_images([faces] * 2, wrong, PATTERN)
 

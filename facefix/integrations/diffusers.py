@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _Images = TypeVar("_Images")
 _FULL = 65535
+_WHITES = {"I;16": _FULL, "I;16L": _FULL, "I;16B": _FULL, "I;16N": _FULL, "I": 1, "F": 1}
 
 
 def restore_images(
@@ -223,10 +224,12 @@ def _fitted(mask: Any, width: int, height: int) -> Mask | None:
         return None
     plane: Any
     if isinstance(mask, Image.Image):
-        plane = np.asarray(mask.convert("L"), np.float32) / 255
+        white = _WHITES.get(mask.mode)  # what has more than 8 bits, `convert` would clip at 255
+        plane = np.asarray(mask if white else mask.convert("L"), np.float32) / (white or 255)
     else:
         array = _numpy(mask) if _is_tensor(mask) else np.asarray(mask)
-        plane = np.squeeze(array).astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
+        numbers = array if array.dtype.kind in "buif" else np.full(array.shape, np.nan)
+        plane = np.squeeze(numbers).astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
     if plane.ndim != 2 or not np.isfinite(plane).all() or plane.min() < 0 or plane.max() > 1:
         raise UsageError(f"masks: expected (H, W) in 0..1 or Pillow images, got {type(mask).__name__} {plane.shape}")
     if plane.shape == (height, width):

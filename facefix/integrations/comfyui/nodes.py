@@ -138,7 +138,7 @@ def _each(image: Tensor, mask: Tensor | None, work: Callable[[Photo, Any], Resul
     import torch
 
     pictures = image.detach().cpu().numpy().astype(np.float32, copy=False)
-    if pictures.ndim != 4 or pictures.shape[3] not in (3, 4):
+    if pictures.ndim != 4 or pictures.shape[3] not in (3, 4) or not pictures.size:
         raise UsageError(f"image: expected (B, H, W, 3), got {pictures.shape}; give an IMAGE")
     done, reports = [], []
     for picture, drawn in zip(pictures, _masks(mask, pictures.shape), strict=True):
