@@ -38,7 +38,7 @@ from facefix.cli_parts import (
     with_recipe,
     write_reports,
 )
-from facefix.errors import FacefixError, PhotoError, PhotoUnwritable
+from facefix.errors import FacefixError, PhotoError, PhotoUnwritable, counted
 from facefix.jobs.rows import failure, report_json
 from facefix.recipe import Recipe
 
@@ -314,7 +314,7 @@ def restore(
     if failed:
         raise typer.Exit(EXIT_PHOTO_FAILED)
     if strict and faces_failed:
-        complain(f"{faces_failed} face(s) could not be restored; see the lines above or --report")
+        complain(f"{counted(faces_failed, 'face')} could not be restored; see the lines above or --report")
         raise typer.Exit(EXIT_FACE_FAILED)
 
 

@@ -29,7 +29,7 @@ from facefix.cli_parts import (
     place_of_report,
     remark,
 )
-from facefix.errors import FacefixError, JournalError, UsageError, shown
+from facefix.errors import FacefixError, JournalError, UsageError, counted, shown
 from facefix.jobs.database import FOLDER
 from facefix.jobs.rows import failure
 from facefix.recipe import Recipe
@@ -309,7 +309,7 @@ class Screen:
         self._shown_at = time.monotonic()
         rate = self.finished / max(time.monotonic() - self._began, 1e-9)
         failed = self.count["failed"] + self.count["closed"]
-        more = f"{self.faces} faces  {rate:.2f}/s  {failed} failed"
+        more = f"{counted(self.faces, 'face')}  {rate:.2f}/s  {failed} failed"
         known = self.count["before"] + self.count["failed before"]
         self._bar.update(self._task, total=self.count["met"] - known, completed=self.finished, more=more)
 
@@ -348,21 +348,21 @@ class Screen:
 
     def so_far(self) -> str:
         """What was done up to now, in a few words."""
-        return f"{self.count['done'] + self.count['copied']} photos were finished and are kept"
+        return f"{counted(self.count['done'] + self.count['copied'], 'photo')} finished and kept"
 
     def conclude(self, others: int, links: int) -> None:
         """Prints the sum of the run."""
         count, seconds = self.count, time.monotonic() - self._began
-        parts = [f"{count['done']} photos done ({self.faces} faces restored)"]
+        parts = [f"{counted(count['done'], 'photo')} done ({counted(self.faces, 'face')} restored)"]
         parts += [f"{count['copied']} copied from identical ones"] if count["copied"] else []
         parts += [f"{count['before']} done before"] if count["before"] else []
         parts += [f"{count['failed']} failed"] if count["failed"] else []
         parts += (
             [f"{count['failed before']} failed before (--retry-failed tries again)"] if count["failed before"] else []
         )
-        parts += [f"{count['closed']} folders could not be looked into"] if count["closed"] else []
-        parts += [f"{others} other files left alone"] if others else []
-        parts += [f"{links} linked folders not followed (--follow-links does)"] if links else []
+        parts += [f"{counted(count['closed'], 'folder')} could not be looked into"] if count["closed"] else []
+        parts += [f"{counted(others, 'other file')} left alone"] if others else []
+        parts += [f"{counted(links, 'linked folder')} not followed (--follow-links does)"] if links else []
         rate = f"; {self.finished / seconds:.2f} photos/s" if self.finished else ""
         if not self.many.quiet:
             line = f"{_shown(self.out)}: {', '.join(parts)}{rate}"
@@ -382,7 +382,7 @@ class Screen:
         if self.count["failed"] or self.count["failed before"] or self.count["closed"]:
             raise typer.Exit(EXIT_PHOTO_FAILED)
         if self.many.strict and self.faces_failed:
-            complain(f"{self.faces_failed} face(s) could not be restored; {FOLDER}/report.jsonl says which")
+            complain(f"{counted(self.faces_failed, 'face')} could not be restored; {FOLDER}/report.jsonl says which")
             raise typer.Exit(EXIT_FACE_FAILED)
 
 

@@ -26,7 +26,7 @@ from facefix.cli_parts import (
     with_recipe,
     write_reports,
 )
-from facefix.errors import PhotoUnwritable, text_of
+from facefix.errors import PhotoUnwritable, counted, text_of
 from facefix.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def inpaint(
         write_reports(report, told, single=recipe.candidates == 1)
     failed = sum(face.outcome == "failed" for done in reports for face in done.faces)
     if strict and failed:
-        complain(f"{failed} face(s) could not be restored; see the lines above or --report")
+        complain(f"{counted(failed, 'face')} could not be restored; see the lines above or --report")
         raise typer.Exit(EXIT_FACE_FAILED)
 
 

@@ -16,7 +16,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from facefix.cli_parts import EXIT_INTERRUPTED, EXIT_PHOTO_FAILED, Quiet, complain, errors, remark
-from facefix.errors import FacefixError, PhotoError, UsageError, shown
+from facefix.errors import FacefixError, PhotoError, UsageError, counted, shown
 from facefix.jobs.database import FOLDER
 
 if TYPE_CHECKING:
@@ -187,10 +187,10 @@ COMMANDS: tuple[Callable[..., None], ...] = (review, apply, undo, verify)
 
 def _sum_up(out: Path, found: Counter[str], pixels: bool) -> None:
     like = ", and like their sources outside the restored faces" if pixels else ""
-    parts = [f"{_counted(found['right'], 'result')} as written{like}"]
+    parts = [f"{counted(found['right'], 'result')} as written{like}"]
     parts += [f"{found['note']} as written, but not compared further"] if found["note"] else []
     parts += [f"{found['wrong']} wrong"] if found["wrong"] else []
-    parts += [_counted(found["stray"], "other file")] if found["stray"] else []
+    parts += [counted(found["stray"], "other file")] if found["stray"] else []
     print(f"{shown(out)}: {'; '.join(parts)}")
 
 
@@ -255,21 +255,17 @@ def _carry_out(journal: Journal, work: _Work, total: int, force: bool, quiet: bo
                 if not quiet and (gone or back):
                     _tell(row, gone, back)
     except KeyboardInterrupt:
-        complain(f"interrupted; {_counted(sums['photos'], 'photo')} changed; the same command goes on from here")
+        complain(f"interrupted; {counted(sums['photos'], 'photo')} changed; the same command goes on from here")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         journal.export(journal.out / FOLDER / "report.jsonl")  # always: a power cut may have come before it last time
     if not quiet:
-        parts = [f"{_counted(sums['gone'], 'face')} taken back"]
+        parts = [f"{counted(sums['gone'], 'face')} taken back"]
         parts += [f"{sums['back']} brought in again"] if sums["back"] else []
-        rest = f"; {_counted(sums['failed'], 'photo')} could not be done" if sums["failed"] else ""
-        print(f"{', '.join(parts)}, in {_counted(sums['photos'], 'photo')}{rest}")
+        rest = f"; {counted(sums['failed'], 'photo')} could not be done" if sums["failed"] else ""
+        print(f"{', '.join(parts)}, in {counted(sums['photos'], 'photo')}{rest}")
     if sums["failed"]:
         raise typer.Exit(EXIT_PHOTO_FAILED)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _tell(row: Row, gone: set[int], back: set[int]) -> None:

@@ -25,7 +25,7 @@ from facefix.cli_parts import (
     with_recipe,
     write_reports,
 )
-from facefix.errors import PhotoError, PhotoUnwritable, UsageError
+from facefix.errors import PhotoError, PhotoUnwritable, UsageError, counted
 from facefix.jobs.rows import failure, report_json, text_of
 from facefix.recipe import Recipe
 
@@ -113,7 +113,7 @@ def colorize(
         write_reports(report, reports, single=len(inputs) == 1)
     _leave(reports)
     if strict and failed_faces:
-        complain(f"{failed_faces} face(s) could not be coloured; see the lines above or --report")
+        complain(f"{counted(failed_faces, 'face')} could not be coloured; see the lines above or --report")
         raise typer.Exit(EXIT_FACE_FAILED)
 
 

@@ -36,6 +36,11 @@ def text_of(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def counted(count: int, what: str) -> str:
+    """The count and what is counted: 1 photo, 2 photos."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 class FacefixError(Exception):
     """What is wrong in one line, ending in the next step to take."""
 

@@ -11,6 +11,7 @@ from conftest import Command
 from PIL import Image
 
 from facefix import cli
+from facefix.errors import counted
 from facefix.recipe import Recipe
 
 
@@ -63,7 +64,7 @@ def test_a_folder_goes_through_past_bad_files(facefix: Command, portrait: np.nda
     assert second["faces"][0]["outcome"] == "restored"
     assert (out / ".facefix" / "report.jsonl").read_text() == report.read_text()
     assert "b/same.jpg: 1 of 1 faces restored with identity in " in done.out
-    summary = "1 photos done (1 faces restored), 1 failed, 1 other files left alone"
+    summary = "1 photo done (1 face restored), 1 failed, 1 other file left alone"
     assert summary in done.out.splitlines()[-1]
     again = facefix(*command, "--report", tmp_path / "list.json")
     assert (again.code, again.err) == (1, "")
@@ -177,7 +178,9 @@ def test_ctrl_c_finishes_the_photos_in_hand_and_the_same_command_goes_on(tmp_pat
     assert "finishing the photos in hand; Ctrl-C again stops at once" in said
     finished = [path for path in out.iterdir() if path.suffix == ".png"]
     assert 1 <= len(finished) < 25
-    assert f"interrupted; {len(finished)} photos were finished and are kept; the same command goes on from here" in said
+    assert (
+        f"interrupted; {counted(len(finished), 'photo')} finished and kept; the same command goes on from here" in said
+    )
     assert len(said.strip().splitlines()) == 2
     assert len((out / ".facefix" / "report.jsonl").read_text().splitlines()) == len(finished)
     assert list((out / ".facefix" / "tmp").iterdir()) == []
@@ -204,7 +207,7 @@ def test_a_second_ctrl_c_stops_at_once(portrait: np.ndarray, tmp_path: Path, eng
         _, said = run.communicate()
     assert "finishing the photos in hand" in first
     last = said.splitlines()[-1]
-    assert last == "facefix: stopped at once; 1 photos were finished and are kept; the same command goes on from here"
+    assert last == "facefix: stopped at once; 1 photo finished and kept; the same command goes on from here"
     assert run.returncode == 130
     assert [path.name for path in out.iterdir() if path.suffix == ".bmp"] == ["0.bmp"]
 

@@ -82,13 +82,20 @@ def pictures_in(path: Path) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(each))) for each in stored]
 
 
+def test_one_photo_is_counted_as_one(tmp_path: Path) -> None:
+    archive.save(np.full((64, 64, 3), 120, np.uint8), tmp_path / "scans" / "shore.jpg")
+    archive.restore(tmp_path / "scans", tmp_path / "out")
+    [path] = board(tmp_path / "out")
+    assert data_in(path)["sums"] == "1 photo done, 1 without a face"
+
+
 def test_every_face_and_failed_photo_is_there_with_its_reason(out: Path) -> None:
     with Journal.open(out) as journal:
         undo.decide(journal, row_at(journal, "a group.jpg"), reject={2})
     [path] = board(out)
     assert path == out / FOLDER / "review.html"
     told = data_in(path)
-    assert told["sums"] == "4 photos done, 1 of them without a face; 1 failed"
+    assert told["sums"] == "4 photos done, 1 without a face; 1 failed"
     names = [name for _, name, _ in told["photos"]]
     kinds = sorted((names[entry[0]], entry[1], entry[2], told["reasons"][entry[6]]) for entry in told["entries"])
     skipped = (3, 2, "not chosen by --face 1,2")
@@ -367,6 +374,10 @@ def test_focus_and_keys_work_together(out: Path, browser: Any) -> None:
     page.press("b")
     assert page.run("return document.querySelectorAll('#grid .face:not(.after)').length") == 6
     assert page.run("return document.querySelector('a[href*=before]').protocol") == "file:"
+    page.run("save()")
+    assert page.text("told").startswith("2 decisions exported as decisions.json; ")
+    page.run("go(2); decide(''); save()")
+    assert page.text("told").startswith("1 decision exported as decisions.json; ")
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from facefix.errors import JournalError, PhotoError, UsageError, shown
+from facefix.errors import JournalError, PhotoError, UsageError, counted, shown
 from facefix.jobs import kept
 from facefix.jobs.database import FOLDER
 from facefix.jobs.journal import Journal
@@ -165,7 +165,7 @@ def _entries(journal: Journal) -> tuple[list[_Entry], str]:
             entries.append(_Entry(about, number, _KINDS[kind], face["reason"], *measured, face.get("kept")))
     if not photos and not failed:
         raise JournalError(journal.out, "no photo was finished yet; run `facefix restore` first")
-    told = f"{photos:,} photos done" + (f", {faceless:,} of them without a face" if faceless else "")
+    told = f"{counted(photos, 'photo')} done" + (f", {faceless:,} without a face" if faceless else "")
     return entries, told + (f"; {failed:,} failed" if failed else "")
 
 
