@@ -249,14 +249,17 @@ class Inpainter:
         soft = compose.soft_mask(hole, recipe.feather_px)
         reach = soft > 0
         if reach.all():
-            problem = "the mask covers the whole photo, with --dilate-px and --feather-px around it"
-            raise PhotoRefused(photo.meta.source, f"{problem}; leave black what it is to be filled from")
+            problem = "the hole covers the whole photo, with --dilate-px and --feather-px around it"
+            raise PhotoRefused(photo.meta.source, f"{problem}; leave some of the photo to fill it from")
         raster, pieces = photo.raster.copy(), self._pieces(reach)
         for number, (box, own) in enumerate(pieces):
             scene, part = photo.pixels(box), reach[box.slices]
             guide = matching.guide(scene, part, recipe.contrast)
             told = _named(progress, "fill", number, len(pieces))
-            drawn = self.engine.fill(guide.scene, part.astype(np.float32), seed=seed + number, progress=told)
+            try:
+                drawn = self.engine.fill(guide.scene, part.astype(np.float32), seed=seed + number, progress=told)
+            except PhotoRefused as refused:  # an engine knows no files
+                raise PhotoRefused(photo.meta.source, refused.problem) from refused
             whole = self._finished(guide.back(drawn), scene, part, toning, seed + number)
             compose.lay(photo, raster, box, whole, soft[box.slices] * own)
         return dataclasses.replace(photo, raster=raster), [piece.box for piece in pieces]

@@ -120,7 +120,7 @@ def test_masks_and_scenes_that_cannot_work_are_named(facefix: Command, portrait_
     for mask, says in (
         ("small.png", "the mask does not fit: expected 512x512 px as the photo, got 20x10"),
         ("empty.png", "the mask is empty"),
-        ("full.png", "the mask covers the whole photo"),
+        ("full.png", "the hole covers the whole photo"),
         ("broken.png", "broken.png"),
         ("missing.png", "missing.png"),
     ):

@@ -11,6 +11,7 @@ from facefix import Recipe, detectors
 from facefix.errors import PhotoRefused, WeightsInvalid
 from facefix.inpaint import gpen_face
 from facefix.inpainting import Inpainter
+from facefix.types import Meta, Photo
 from facefix.weights import Store
 
 
@@ -134,5 +135,8 @@ def test_the_inpaint_command_takes_it_and_keeps_known_pixels_bit_for_bit(
     assert np.array_equal(made[far], portrait[far])
     again = Inpainter.load(Recipe(model="gpen-inpainting-1024", faces=False), device="cpu", store=store)
     assert again.kind.name == "face"
+    photo = Photo(portrait, Meta(source=Path("bride.png")))
+    with pytest.raises(PhotoRefused, match=r"^bride\.png: --engine face: some of the hole lies on no face"):
+        painter(photo, np.eye(512, dtype=bool))
     with pytest.raises(WeightsInvalid, match="expected a network that fills holes, got a restorer"):
         Inpainter.load(Recipe(engine="face", model="facefix-lite-256"), device="cpu", store=store)

@@ -73,7 +73,7 @@ def test_a_pixel_counts_from_half_white_on() -> None:
             "the mask is empty: no pixel of it is at least half white and opaque; draw the hole",
         ),
         (np.ones((48, 64), np.uint8), "the mask is empty"),
-        (np.ones((48, 64), bool), "the mask covers the whole photo"),
+        (np.ones((48, 64), bool), "the hole covers the whole photo"),
         (np.full((48, 64), 255.0), "the mask: expected (H, W) in 0..1, got (48, 64) from 255 to 255; 1 is the hole"),
         (np.full((48, 64), np.nan), "expected (H, W) in 0..1"),
         (np.zeros((48, 64, 3)), "expected (H, W) in 0..1, got (48, 64, 3) from 0 to 0"),

@@ -156,7 +156,7 @@ def test_a_program_gets_the_commands_bytes_and_one_line_where_it_cannot(
     for name, says in (
         ("small.png", "scan.tif: the mask does not fit: expected 512x512 px as the photo, got 20x10; make one"),
         ("empty.png", "scan.tif: the mask is empty: no pixel of it is at least half white and opaque; draw"),
-        ("full.png", "scan.tif: the mask covers the whole photo, with “Dilate px” and “Feather px” around it; leave"),
+        ("full.png", "scan.tif: the hole covers the whole photo, with “Dilate px” and “Feather px” around it; leave"),
         ("broken.png", "broken.png: expected a picture, got text"),
         (
             None,

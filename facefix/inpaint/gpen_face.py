@@ -77,8 +77,8 @@ class FaceFiller:
         if not holes:
             raise PhotoRefused(
                 None,
-                "--engine face: some of the hole lies on no face that was found; show it the whole photo (--region "
-                "whole), or take --engine lama",
+                "--engine face: some of the hole lies on no face that was found; draw it on faces only and show them "
+                "whole (--region whole), or take --engine lama",
             )
         filled = known
         for done, (crop_from_scene, part) in enumerate(holes, 1):
