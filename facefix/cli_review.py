@@ -108,9 +108,10 @@ def undo(
 ) -> None:
     """Take restored faces back.
 
-    A photo whose faces are all taken back is its source again, byte for byte. PNG, TIFF, BMP and lossless WebP are
-    taken back from what is stored in OUT alone; a JPEG is made anew from its source, so that only the blocks under the
-    face change.
+    A photo whose faces are all taken back is its source again, byte for byte where the source is still there, was not
+    enlarged and is of a format that results have, too; of a GIF, HEIC, AVIF, JPEG 2000 or PSD picture the result stays
+    a PNG. PNG, TIFF, BMP and lossless WebP are taken back from what is stored in OUT alone; a JPEG is made anew from
+    its source, so that only the blocks under the face change.
 
     [bold]Examples[/bold]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from archive import group_photo
 from conftest import Command
+from PIL import Image
 
 from facefix.jobs.database import FOLDER
 
@@ -70,6 +71,18 @@ def test_all_photos_at_once_become_their_sources(facefix: Command, made: Path, o
     assert facefix("undo", out, "--all").out == "0 faces taken back, in 0 photos\n"
     done = facefix("verify", out)
     assert done == (0, "out: 3 results as written, and like their sources outside the restored faces\n", "")
+
+
+def test_what_became_a_png_stays_one_and_the_help_says_so(facefix: Command, tmp_path: Path) -> None:
+    source = archive.save(group_photo()[:, :250], tmp_path / "scans" / "group.gif")
+    archive.restore(source.parent, tmp_path / "out")
+    assert "2 faces taken back, in 1 photo" in facefix("undo", tmp_path / "out", "--all").out
+    [result] = (tmp_path / "out").glob("*.png")
+    with Image.open(source) as before, Image.open(result) as after:
+        assert (before.format, after.format) == ("GIF", "PNG")
+        assert np.array_equal(np.asarray(before.convert("RGB")), np.asarray(after))
+    told = " ".join(facefix("undo", "--help").out.split())
+    assert "of a GIF, HEIC, AVIF, JPEG 2000 or PSD picture the result stays a PNG" in told
 
 
 def test_names_of_any_bytes_are_named_on_one_line(facefix: Command, out: Path) -> None:
