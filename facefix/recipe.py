@@ -249,7 +249,7 @@ class Recipe:
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # no TOML, numbers of 4300 digits, lists in lists
             got = (isinstance(error, OSError) and error.strerror) or error
             problem = f"expected a recipe in TOML, got: {got}; give lines such as strength = 0.8"
             raise UsageError(f"{path}: {problem}") from error
@@ -264,15 +264,16 @@ class Recipe:
 
     def to_toml(self) -> str:
         """One `name = value` a line, of all fields in their order; `from_toml` reads it back."""
-        return _toml(dataclasses.asdict(self))
+        return _toml(dataclasses.asdict(self), plain=False).replace("\x7f", "\\u007f")
 
     def digest(self, command: Command = "restore") -> str:
         """64 hex digits that are equal for recipes by which the command does the same, and differ for others."""
         return hashlib.sha256(_toml(self.values(command)).encode()).hexdigest()
 
 
-def _toml(values: Mapping[str, Any]) -> str:
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+def _toml(values: Mapping[str, Any], *, plain: bool = True) -> str:
+    """A line for each value; plain: in ASCII, where JSON writes emoji as surrogates, which TOML does not read."""
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=plain)}\n" for name, value in values.items())
 
 
 def _check(name: str, value: object, kind: type, setting: Setting) -> None:

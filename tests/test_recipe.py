@@ -12,6 +12,9 @@ def test_defaults_are_valid_and_toml_gives_the_same_recipe_back(tmp_path: Path) 
     recipe = Recipe(strength=0.25, face='1,"3"\n', ai_label=False, engine="cv2", outpaint="0,0,8,0", refine=True)
     path.write_text(recipe.to_toml(), encoding="utf-8")
     assert Recipe.from_toml(path) == recipe
+    worded = Recipe(prompt='été 😀 \\ud83d "\n\x7f')
+    path.write_text(worded.to_toml(), encoding="utf-8")
+    assert Recipe.from_toml(path) == worded
 
 
 def test_every_setting_has_help_that_ends_in_a_full_stop() -> None:
@@ -42,6 +45,7 @@ def test_a_mistyped_name_or_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no setting is called 'strenght'"):
         Recipe.from_mapping({"strenght": 1.0})
     wrong = {"bad.toml": "strength = = 1", "unknown.toml": "colour_of_hair = 'red'", "limit.toml": "strength = 2"}
+    wrong |= {"long.toml": "seed = " + "9" * 5000, "deep.toml": "seed = " + "[" * 9000}
     for name, text in wrong.items():
         (tmp_path / name).write_text(text)
         with pytest.raises(UsageError, match=name):
