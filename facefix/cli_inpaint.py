@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,7 +127,7 @@ def _targets(scene: Path, out: Path | None, photo: Photo, candidates: int, overw
 
     if out is None:
         out = scene.with_name(f"{scene.stem}.facefix{suffix_for(photo.meta)}")
-    elif out.is_dir() or not out.suffix:
+    elif os.path.isdir(out) or not out.suffix:
         out = out / f"{scene.stem}{suffix_for(photo.meta)}"
     targets = [out]
     if candidates > 1:
@@ -136,7 +137,7 @@ def _targets(scene: Path, out: Path | None, photo: Photo, candidates: int, overw
             format_for(target)
         except ValueError as error:
             raise PhotoUnwritable(target, str(error)) from error
-        if target.exists() and not overwrite:
+        if os.path.exists(target) and not overwrite:
             raise PhotoUnwritable(scene, f"{target} exists already; give another -o or pass --overwrite")
     return targets
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -210,12 +211,12 @@ def _target(source: Path, out: Path | None, count: int, ending: str, overwrite: 
     """
     if out is None:
         target = source.with_name(source.stem + ending)
-    elif count == 1 and out.suffix and not out.is_dir():
+    elif count == 1 and out.suffix and not os.path.isdir(out):
         target = out
     else:
         target = out / (source.stem + Path(ending).suffix)
     written.check(target, source)
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise PhotoUnwritable(source, f"{target} exists already; give another -o or pass --overwrite")
     make_folder(target.parent)
     return target

@@ -98,6 +98,7 @@ def test_the_frame_grows(facefix: Command, portrait_file: Path, tmp_path: Path) 
         (["--engine", "mat", "--model", "no/such.pth"], 3, "no/such.pth"),
         (["--hires", "3"], 2, "--hires"),
         (["-o", "out.xyz"], 1, "out.xyz"),
+        (["-o", "n" * 300 + ".png"], 1, "File name too long"),
         (["--scale", "2"], 2, "--scale"),
         (["--device", "abacus"], 2, "abacus"),
     ],

@@ -117,6 +117,8 @@ def test_label_maps_become_faces(facefix: Command, tmp_path: Path) -> None:
     done = facefix("seg2face", short, "--precision", "float32")
     assert (done.code, done.out) == (0, f"{tmp_path / 'short.face.png'}: drawn with gpen-seg2face-512\n")
     assert done.err.startswith(f"note: {short}: the picture is damaged or cut short")
+    done = facefix("seg2face", coloured, "-o", tmp_path / ("n" * 300 + ".png"), "--precision", "float32")
+    assert (done.code, "File name too long" in done.err) == (1, True)
 
 
 def test_two_files_of_one_name_do_not_overwrite_each_other(facefix: Command, tmp_path: Path) -> None:

@@ -126,6 +126,16 @@ def test_unwritable_places_and_pictures(tmp_path: Path) -> None:
     assert tree(tmp_path) == set()
 
 
+@pytest.mark.parametrize("place", ["file/p.png", "n" * 300 + ".png"], ids=["no folder", "too long"])
+def test_a_name_that_nothing_can_have_is_said(tmp_path: Path, place: str) -> None:
+    source, target = tmp_path / "file", tmp_path / place
+    source.touch()
+    with pytest.raises(PhotoUnwritable, match="could not be written"):
+        imagefile.write(imagefile.from_array(smooth(8, 9, 3, 8)), target)
+    with pytest.raises(PhotoUnwritable, match="could not be written"):
+        imagefile.copy_source(source, target, overwrite=True)
+
+
 @pytest.mark.parametrize(("suffix", "side"), [(".jpg", 65500), (".webp", 16383)])
 def test_a_side_longer_than_the_format_has_is_said(tmp_path: Path, suffix: str, side: int) -> None:
     photo = imagefile.from_array(np.zeros((1, side + 1), np.uint8))

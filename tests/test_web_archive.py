@@ -97,13 +97,17 @@ def test_folders_are_named_by_their_ways(tmp_path: Path) -> None:
 
 def test_what_cannot_begin_is_said_at_once(house: House, tmp_path: Path) -> None:
     rooms = Archive(house)
-    with pytest.raises(UsageError, match="nothing: expected a folder of the server's input folder, got none"):
-        rooms.start("nothing", "x", Recipe())
+    for name in ("nothing", "n" * 300):
+        with pytest.raises(UsageError, match=f"{name}: expected a folder of the server's input folder, got none"):
+            rooms.start(name, "x", Recipe())
     (tmp_path / "in" / "a").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
     with pytest.raises(UsageError, match="file: expected a folder for the results, got a file"):
         rooms.start("a", "file", Recipe())
+    assert rooms.began_with(rooms.results("n" * 300)) is None
+    with pytest.raises(JournalError, match="File name too long; name a folder that can be written"):
+        rooms.start("a", "n" * 300, Recipe())
     holder = "import sys; from pathlib import Path; from facefix.jobs.journal import Journal\n"
     holder += "j = Journal.open(Path(sys.argv[1]), create=True); j.begin(); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", holder, str(tmp_path / "out" / "x")]

@@ -321,6 +321,7 @@ def test_the_command_says_in_one_line_what_cannot_be(facefix: Command, tmp_path:
         (("--auth", ":x"), "--auth: expected USER:PASSWORD"),
         (("--host", "203.0.113.7"), "--host 203.0.113.7"),
         (("--input-dir", tmp_path / "none"), "expected a folder, got none"),
+        (("--input-dir", tmp_path / ("n" * 300)), "expected a folder, got none"),
     ):
         done = facefix("web", "--port", 0, *options)
         assert done.code == 2

@@ -293,7 +293,7 @@ def copy_source(source: str | os.PathLike[str], target: str | os.PathLike[str], 
     """
     source, target = Path(source), Path(target)
     try:
-        if overwrite and target.exists() and os.path.samefile(source, target):
+        if overwrite and os.path.exists(target) and os.path.samefile(source, target):
             return
         with open(source, "rb") as original:
             atomically(target, lambda file: shutil.copyfileobj(original, file, 1 << 20), overwrite)

@@ -49,7 +49,8 @@ def atomically(path: Path, fill: Callable[[BinaryIO], _Told], overwrite: bool) -
         problem = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise PhotoUnwritable(path, f"it could not be written ({problem}); check the folder and the disk") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return told
 

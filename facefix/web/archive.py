@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -91,7 +92,7 @@ class Archive:
             UsageError: it is none, or leads out.
         """
         path = inside(self.input_dir, named, "input")
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise UsageError(
                 f"{shown(Path(named))}: expected a folder of the server's input folder, got none; choose one"
             )
@@ -104,7 +105,7 @@ class Archive:
             UsageError: it leads out, or is a file.
         """
         path = inside(self.output_dir, named, "output")
-        if path.exists() and not path.is_dir():
+        if os.path.exists(path) and not os.path.isdir(path):
             raise UsageError(f"{shown(Path(named))}: expected a folder for the results, got a file; name another")
         return path
 
@@ -130,7 +131,7 @@ class Archive:
 
     def began_with(self, out: Path) -> tuple[Path, Recipe] | None:
         """The folder and the settings of the newest run into OUT; None without one."""
-        if not (out / FOLDER / "journal.sqlite").is_file():
+        if not os.path.isfile(out / FOLDER / "journal.sqlite"):
             return None
         with Journal.open(out, write=False) as journal:
             newest = journal.newest()

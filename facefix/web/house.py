@@ -128,7 +128,7 @@ class House:
         keep_seconds: float = KEEP_SECONDS,
         parent: Path | None = None,
     ) -> None:
-        if input_dir is not None and not input_dir.is_dir():
+        if input_dir is not None and not os.path.isdir(input_dir):
             raise UsageError(f"--input-dir {input_dir}: expected a folder, got none; make it or name another")
         self.input_dir = None if input_dir is None else input_dir.resolve()
         self.output_dir = None if output_dir is None else output_dir.resolve()
