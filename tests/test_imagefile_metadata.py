@@ -217,6 +217,8 @@ def test_what_a_format_cannot_hold_is_told(tmp_path: Path) -> None:
     told = imagefile.write(photo, tmp_path / "p.jpg")
     assert [line.split(":")[0] for line in told] == ["16 bits became 8", "transparency was laid on white"]
     assert "XMP not kept" in " ".join(imagefile.write(photo, tmp_path / "p.bmp"))
+    opaque = imagefile.from_array(np.dstack([smooth(8, 9, 3, 8), np.full((8, 9), 255, np.uint8)]))
+    assert imagefile.write(opaque, tmp_path / "opaque.jpg", ai_label=False) == ()
     clear = imagefile.from_array(np.dstack([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)]))
     imagefile.write(clear, tmp_path / "white.bmp")
     assert imagefile.read(tmp_path / "white.bmp").raster.min() == 255

@@ -113,8 +113,9 @@ def _samples(photo: Photo, form: str, lost: list[str]) -> Raster:
         raster, alpha = eight_bits(raster), eight_bits(alpha) if alpha is not None else None
         lost.append(f"16 bits became 8: {form} holds no more")
     if alpha is not None and form not in _ALPHA:
+        if alpha.min() < 255:
+            lost.append(f"transparency was laid on white: {form} has none")
         raster, alpha = _on_white(raster, alpha), None
-        lost.append(f"transparency was laid on white: {form} has none")
     gray = gray_of(raster) if photo.meta.gray else None
     if alpha is None:
         return raster if gray is None else gray
