@@ -121,8 +121,6 @@ def test_unwritable_places_and_pictures(tmp_path: Path) -> None:
         imagefile.write(photo, tmp_path / "none" / "p.png")
     with pytest.raises(PhotoUnwritable, match=r"expected a name ending in \.jpg"):
         imagefile.write(photo, tmp_path / "p.heic")
-    with pytest.raises(PhotoUnwritable, match="could not be written"):
-        imagefile.write(imagefile.from_array(np.zeros((1, 70000, 3), np.uint8)), tmp_path / "wide.jpg")
     assert tree(tmp_path) == set()
 
 
@@ -139,7 +137,7 @@ def test_a_name_that_nothing_can_have_is_said(tmp_path: Path, place: str) -> Non
 @pytest.mark.parametrize(("suffix", "side"), [(".jpg", 65500), (".webp", 16383)])
 def test_a_side_longer_than_the_format_has_is_said(tmp_path: Path, suffix: str, side: int) -> None:
     photo = imagefile.from_array(np.zeros((1, side + 1), np.uint8))
-    with pytest.raises(PhotoUnwritable, match=f"expected at most {side:,} px a side .* write PNG or TIFF instead"):
+    with pytest.raises(PhotoUnwritable, match=f": expected at most {side:,} px a side .* write PNG or TIFF instead$"):
         imagefile.write(photo, tmp_path / f"p{suffix}")
 
 

@@ -39,7 +39,7 @@ from facefix.errors import PhotoError, PhotoRefused, PhotoUnreadable, PhotoUnwri
 from facefix.imagefile import colour, exif
 from facefix.imagefile.atomic import atomically, sync_folder
 from facefix.imagefile.decode import decode, from_pillow, settle_metadata, sniff
-from facefix.imagefile.encode import FORMAT_OF, eight_bits, encode, format_for
+from facefix.imagefile.encode import FORMAT_OF, check_size, eight_bits, encode, format_for
 from facefix.imagefile.found import Data, Found, UndecodableError, one_line
 from facefix.types import Box, Meta, Photo, PlainSRGB, Raster
 
@@ -244,6 +244,7 @@ def write(
     path = Path(path)
     try:
         form = format_for(path)
+        check_size(form, photo.width, photo.height)
     except ValueError as error:
         raise PhotoUnwritable(path, str(error)) from error
     return atomically(path, lambda file: encode(photo, form, file, ai_label=ai_label, regions=regions), overwrite)

@@ -58,6 +58,18 @@ def format_for(path: Path) -> str:
     return form
 
 
+def check_size(form: str, width: int, height: int) -> None:
+    """Nothing, where the format holds photos of that size.
+
+    Raises:
+        ValueError: it does not.
+    """
+    longest = _LONGEST_SIDE.get(form)
+    if longest is not None and max(width, height) > longest:
+        got = f"{width}x{height}"
+        raise ValueError(f"expected at most {longest:,} px a side for {form}, got {got}; write PNG or TIFF instead")
+
+
 def encode(photo: Photo, form: str, file: BinaryIO, *, ai_label: bool, regions: Sequence[Box] = ()) -> tuple[str, ...]:
     """What the format could not hold, one line each; the file holds the photo when this returns.
 
@@ -67,15 +79,8 @@ def encode(photo: Photo, form: str, file: BinaryIO, *, ai_label: bool, regions: 
         file: open for writing and seeking, at its start.
         ai_label: whether the XMP is to say that AI made parts of the photo.
         regions: which parts, for the same.
-
-    Raises:
-        ValueError: the format holds no photos of that size.
     """
     meta = photo.meta
-    longest = _LONGEST_SIDE.get(form)
-    if longest is not None and max(photo.width, photo.height) > longest:
-        got = f"{photo.width}x{photo.height}"
-        raise ValueError(f"expected at most {longest:,} px a side for {form}, got {got}; write PNG or TIFF instead")
     settled = exif.settle(meta.exif, photo.width, photo.height) if meta.exif else None
     settle = partial(xmp.settle, meta.xmp, ai_label=ai_label, width=photo.width, height=photo.height)
     packet = settle(regions=regions)
