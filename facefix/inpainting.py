@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -191,9 +192,15 @@ class Inpainter:
     def _made(self, task: _Task, seed: int, target: Path | None, progress: Progress | None) -> Result:
         """The result for one seed."""
         started = time.perf_counter()
-        filled = self._fill(task, seed, progress)
-        if self.recipe.hires > 1:
-            filled = self._redrawn(filled, seed, progress)
+        try:
+            filled = self._fill(task, seed, progress)
+            if self.recipe.hires > 1:
+                filled = self._redrawn(filled, seed, progress)
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                raise
+            problem = f"{self.engine.name}: out of memory in a photo of {task.photo.width}x{task.photo.height} px"
+            raise DeviceError(f"{problem}; fill smaller holes, one after the other, or a smaller photo") from error
         fill_s = time.perf_counter() - started
         result = self._faces(filled, target, progress)
         facts = {

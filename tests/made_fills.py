@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import imagecodecs
 import numpy as np
 
@@ -28,6 +29,19 @@ class Reckless:
         if progress is not None:
             progress(1, 1)
         return np.random.default_rng(seed).random(scene.shape, np.float32)
+
+
+class Greedy(Reckless):
+    """An engine that wants more memory than any machine has, from NumPy or from OpenCV."""
+
+    def __init__(self, *, by_opencv: bool) -> None:
+        super().__init__()
+        self.by_opencv = by_opencv
+
+    def fill(self, scene: Pixels, hole: Mask, *, seed: int = 0, progress: Progress | None = None) -> Pixels:
+        if self.by_opencv:
+            return np.asarray(cv2.resize(scene, (2**31 - 1, 2**21)))
+        return np.empty((2**45, 4, 3), np.float32)
 
 
 class Flat:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_fills import Reckless, changed, noise, painter, strokes
+from made_fills import Greedy, Reckless, changed, noise, painter, strokes
 from PIL import Image
 
 from facefix import imagefile
-from facefix.errors import PhotoRefused, PhotoUnreadable
+from facefix.errors import DeviceError, PhotoRefused, PhotoUnreadable
 
 MASKS = {
     "1": lambda drawn: Image.fromarray(drawn),
@@ -85,6 +85,12 @@ def test_masks_that_cannot_work_say_why(mask: np.ndarray, says: str) -> None:
         painter(Reckless())(noise(), mask)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("by_opencv", [False, True])
+def test_memory_that_runs_out_is_one_line(*, by_opencv: bool) -> None:
+    with pytest.raises(DeviceError, match=r"^reckless: out of memory in a photo of 64x48 px; fill smaller holes"):
+        painter(Greedy(by_opencv=by_opencv))(noise(), strokes())
 
 
 def test_a_mask_that_widening_makes_full_is_refused_and_an_almost_full_one_works() -> None:
