@@ -182,7 +182,7 @@ def test_closed_photos_and_folders_are_one_line_each_and_the_others_are_done(sca
         f"facefix: {scans}/plain.png: Permission denied; check the file",
         f"facefix: {scans}/shut: Permission denied; allow it to be read",
     ]
-    assert "2 failed, 1 folders could not be looked into" in done.stdout
+    assert "2 failed, 1 folder could not be looked into" in done.stdout
     assert (tmp_path / "out" / "sub" / "other.jpg").is_file()
     assert (named.returncode, len(named.stderr.splitlines())) == (1, 2)
     assert "Permission denied" in named.stderr
