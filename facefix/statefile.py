@@ -42,7 +42,7 @@ DEEPEST = 40
 LARGEST = 4 << 30
 """What one entry of an archive may unpack to, bytes."""
 SHARED, SMALL = 8, 64 << 20
-"""Tensors that share their numbers may together be so many times the file's size; and so many bytes more do no harm."""
+"""What a file unpacks to, and tensors that share their numbers, may be so often its size, and so many bytes more."""
 
 
 def read_state(path: Path, *, expected: str = EXPECTED) -> State:
@@ -74,7 +74,8 @@ def read_network(path: Path, first: str, *, expected: str = EXPECTED) -> State:
         state = read_state(path, expected=expected)
         return {name: state[stored] for name, stored in _under(path, state, first, expected).items()}
     try:
-        with _opened(path) as file, zipfile.ZipFile(file) as archive:
+        with _opened(path, expected) as file, zipfile.ZipFile(file) as archive:
+            _check_sum(path, _unpacked_bytes(archive), expected)
             stored = _Described(archive).tensors()
             wanted = {name: stored[full] for name, full in _under(path, stored, first, expected).items()}
             return _apart(_sound(path, _made(archive, wanted), expected), wanted)
@@ -97,14 +98,14 @@ def _sound(path: Path, state: State, expected: str) -> State:
 
 
 def _check_sum(path: Path, sizes_bytes: Iterable[int], expected: str) -> None:
-    """Nothing; thousands of names for the same numbers are little in a file, and fill the memory once they are copied.
+    """Nothing; thousands of names for the same numbers, or deflated zeros, are little in a file and fill the memory.
 
     Raises:
         WeightsInvalid: there are too many of them.
     """
     total, file_bytes = sum(sizes_bytes), path.stat().st_size
     if total > SHARED * file_bytes + SMALL:
-        told = f"its tensors claim {total:,} bytes, far more than a file of {file_bytes:,} holds"
+        told = f"what is in it claims {total:,} bytes, far more than a file of {file_bytes:,} holds"
         raise WeightsInvalid(path, f"{told}; {expected}; do not trust it")
 
 
@@ -151,6 +152,9 @@ def _read_pickle(path: Path, kind: str, expected: str) -> Any:
         if kind == "zip" and not zipfile.is_zipfile(path):
             raise WeightsInvalid(path, f"is truncated: its table of contents is missing; {AGAIN}")
         # Torch takes the format from a path that ends so; given the open file it looks inside.
+        if kind == "zip":
+            with zipfile.ZipFile(path) as archive:
+                _check_sum(path, _unpacked_bytes(archive), expected)
         mapped = kind == "zip" and path.suffix.lower() != ".safetensors" and _is_stored(path)
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore", UserWarning)
@@ -334,9 +338,15 @@ STORAGES = {
 }
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _unpacked_bytes(archive: zipfile.ZipFile) -> Iterable[int]:
+    """The sizes of the archive's entries."""
+    return (entry.file_size for entry in archive.infolist())
+
+
+def _opened(path: Path, expected: str) -> IO[bytes]:
     """The archive itself, or the one checkpoint that it holds as a file."""
     with zipfile.ZipFile(path) as archive:
+        _check_sum(path, _unpacked_bytes(archive), expected)
         inside = [name for name in archive.namelist() if name.endswith(".ckpt")]
         if len(inside) == 1 and not any(name.endswith("data.pkl") for name in archive.namelist()):
             return io.BytesIO(_entry(archive, inside[0]))

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,9 +79,24 @@ def test_many_names_for_the_same_numbers_are_refused_before_they_are_copied(tmp_
         path = saved(tmp_path / "w.pth", {f"a.t{number}": value for number in range(100)})
         for read in (networks.read_state, lambda path: read_network(path, "t0")):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            with pytest.raises(WeightsInvalid, match=r"claim \d+,\d+,\d+ bytes, far more than a file of 4,\d+,\d+"):
+            with pytest.raises(WeightsInvalid, match=r"claims \d+,\d+,\d+ bytes, far more than a file of 4,\d+,\d+"):
                 read(path)
             assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_deflated_zeros_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
+    plain = saved(tmp_path / "plain.pth", {f"a.t{number}": torch.zeros(4 << 20) for number in range(5)})
+    path = tmp_path / "w.pth"
+    with zipfile.ZipFile(plain) as full, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as deflated:
+        for entry in full.infolist():
+            deflated.writestr(entry.filename, full.read(entry))
+    for read in (networks.read_state, lambda path: read_network(path, "t0")):
+        tracemalloc.start()
+        with pytest.raises(WeightsInvalid, match=r"claims 8\d,\d+,\d+ bytes, far more than a file of"):
+            read(path)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak_bytes < 4 << 20
 
 
 def test_tied_weights_are_read(tmp_path: Path) -> None:
