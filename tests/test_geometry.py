@@ -12,7 +12,7 @@ from facefix.types import Face, Meta, Patch, Photo
 
 PHOTOS = Path(__file__).parents[1].parent / "shared" / "photos"
 STORED = sorted(PHOTOS.glob("*.[jp]*")) if PHOTOS.is_dir() else []
-SIZES_PX = [24, 61, 150, 420, 1000, 2000]
+SIZES_PX = [24, 61, 150, 420, 2000]
 
 
 def made_photo(width: int, height: int, bits: int = 8, seed: int = 0) -> Photo:

@@ -304,7 +304,7 @@ def test_a_jpeg_that_a_network_enlarged_is_taken_back_by_the_same_network(tmp_pa
     network = architecture.ESRGAN(num_filters=8, num_blocks=1, scale=4)
     path = tmp_path / "RealESRGAN_tiny.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
-    archive.save(group_photo(), tmp_path / "scans" / "a.jpg", quality=90)
+    archive.save(group_photo()[:, :250], tmp_path / "scans" / "a.jpg", quality=90)
     recipe = dataclasses.replace(RECIPE, scale=2, upscaler=str(path), face="1,2")
     archive.restore(tmp_path / "scans", tmp_path / "out", recipe)
     some = Archive(tmp_path / "scans", tmp_path / "out")
