@@ -129,8 +129,9 @@ def restore(many: Many) -> None:
     Raises:
         FacefixError: it cannot be done, or cannot go on.
     """
+    from facefix.jobs.devices import devices_for
     from facefix.jobs.drive import Drive
-    from facefix.jobs.engines import Engine, Processes, Serial, devices_for
+    from facefix.jobs.engines import Engine, Processes, Serial
     from facefix.jobs.journal import Journal
     from facefix.jobs.walk import Walk, listed, roots
     from facefix.jobs.workers import Run, Wishes
@@ -224,7 +225,7 @@ def _cluster(many: Many) -> Any:
 
 def _heaviest(recipe: Recipe) -> int:
     """The size of the largest restorer's file that the recipe may take, in bytes."""
-    from facefix.jobs.engines import heaviest_bytes
+    from facefix.jobs.devices import heaviest_bytes
     from facefix.weights import Store
 
     return heaviest_bytes(recipe.restorer, Store.default())

@@ -71,8 +71,9 @@ def bare(photos: Path, out: Path, restorer: str, detector: str) -> dict[str, Any
 def archive(photos: Path, out: Path, restorer: str, detector: str, workers: int) -> dict[str, Any]:
     """Seconds of the run, those from the first finished photo on, and peak memory at photo 50 and at the end."""
     from facefix import Recipe
+    from facefix.jobs.devices import devices_for
     from facefix.jobs.drive import Drive
-    from facefix.jobs.engines import Processes, devices_for
+    from facefix.jobs.engines import Processes
     from facefix.jobs.journal import Journal
     from facefix.jobs.walk import Walk, roots
     from facefix.jobs.workers import Run, Wishes

@@ -14,7 +14,8 @@ from PIL import Image
 
 from facefix.errors import FacefixError, UsageError
 from facefix.jobs import workers
-from facefix.jobs.engines import Broken, Processes, Recalled, Serial, cpu_cores, devices_for, memory_bytes
+from facefix.jobs.devices import cpu_cores, devices_for, memory_bytes
+from facefix.jobs.engines import Broken, Processes, Recalled, Serial
 from facefix.jobs.files import looked_at, put
 from facefix.jobs.rows import Mark
 from facefix.jobs.workers import Job, Outcome, Ready, Run, Twin, work_id

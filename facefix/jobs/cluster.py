@@ -34,7 +34,8 @@ from ray.exceptions import RayError
 from facefix import __version__
 from facefix.errors import FacefixError, UsageError, shown
 from facefix.jobs.actor import Place, Worker
-from facefix.jobs.engines import IN_HAND, Broken, Lost, Recalled, Tell, cpu_cores, memory_bytes
+from facefix.jobs.devices import cpu_cores, memory_bytes
+from facefix.jobs.engines import IN_HAND, Broken, Lost, Recalled, Tell
 from facefix.jobs.workers import STAGE, Job, Outcome, Ready, Run
 
 _LOOK_S, _PATIENCE_S, _ANSWER_S, _STARTS = 5.0, 600.0, 5.0, 3

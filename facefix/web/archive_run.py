@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from facefix.errors import FacefixError
 from facefix.jobs.database import FOLDER
+from facefix.jobs.devices import devices_for, heaviest_bytes
 from facefix.jobs.drive import Drive
-from facefix.jobs.engines import Processes, devices_for, heaviest_bytes
+from facefix.jobs.engines import Processes
 from facefix.jobs.journal import Journal
 from facefix.jobs.rows import Found
 from facefix.jobs.walk import Closed, Walk, roots
