@@ -292,14 +292,17 @@ def test_telea_is_calm_inside_a_wide_hole_and_marches_in_a_narrow_one(monkeypatc
     assert np.abs(calm["wide"][50:70, 50:70] - 0.5).max() < 0.1
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (3, 3), (40, 7)])
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (1, 5), (5, 1), (3, 3), (40, 7)])
 def test_telea_fills_whatever_stands_at_the_edge(shape: tuple[int, int]) -> None:
     scene = np.full((*shape, 3), 0.25, np.float32)
     hole = np.ones(shape, np.float32)
     hole[-1, -1] = 0
     scene[hole > 0] = 1
-    filled = Telea().fill(scene, hole, seed=5)
-    assert np.abs(filled - 0.25).max() < 0.01
+    beside: list[np.ndarray] = []  # in the memory around: what must not be read
+    for number in range(100):
+        beside = [*beside[-50:], np.full(1 + number % 7, np.nan, np.float32)]
+        filled = Telea().fill(scene, hole, seed=5)
+        assert np.abs(filled - 0.25).max() < 0.01
 
 
 def test_telea_never_sees_what_is_under_the_hole() -> None:

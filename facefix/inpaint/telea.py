@@ -64,12 +64,20 @@ class Telea:
         wanted = (hole[part] > 0).astype(np.uint8)
         filled = scene.copy()
         for channel in range(3):
-            plane = np.ascontiguousarray(scene[part][:, :, channel]) * _LEVELS
-            marched: Any = cv2.inpaint(plane, wanted, self.radius_px, cv2.INPAINT_TELEA)
+            marched = self._marched(scene[part][:, :, channel] * _LEVELS, wanted)
             filled[part][:, :, channel] = np.clip(_swept(marched / _LEVELS, wanted), 0, 1)
             if progress is not None:
                 progress(channel + 1, 3)
         _calm(filled[part], scene[part], wanted, reach)
+        return filled
+
+    def _marched(self, plane: NDArray[np.float32], hole: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The plane, marched; one pixel high or wide it is doubled first, as OpenCV reads two at every edge."""
+        height, width = plane.shape
+        doubled = ((0, int(height == 1)), (0, int(width == 1)))
+        wide, wanted = np.pad(plane, doubled, "edge"), np.pad(hole, doubled, "edge")
+        marched: Any = cv2.inpaint(wide, wanted, self.radius_px, cv2.INPAINT_TELEA)
+        filled: NDArray[np.float32] = marched[:height, :width]
         return filled
 
 
