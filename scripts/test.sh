@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up what is missing and runs the tests, a file at a time on each core; arguments go to pytest.
+# Sets up what is missing and runs the tests, several files at a time; arguments go to pytest.
 #
 #   sh scripts/test.sh [PYTEST ARGUMENTS]
 set -eu
@@ -7,8 +7,9 @@ set -eu
 
 setup dev
 cd "$root"
-processes=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-[ "$processes" -le 4 ] || processes=4 # a process takes up to 3 GB
-export OMP_NUM_THREADS=1
+# one more than cores, as tests wait for browsers, servers and Ray; a process takes up to 3 GB
+processes=$(($(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) + 1))
+[ "$processes" -le 4 ] || processes=4
+export OMP_NUM_THREADS=1 OPENCV_FOR_THREADS_NUM=1 # the processes share the cores
 unset PYTHONDONTWRITEBYTECODE # hundreds of processes import the same files: compiled once, not each time
 exec "$venv/bin/python" -m pytest -n "$processes" --dist loadfile "$@"

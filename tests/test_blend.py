@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import cv2
 import numpy as np
@@ -114,6 +115,23 @@ def test_order_does_not_matter_and_overlaps_are_shared() -> None:
     assert row[0] > 130
     assert row[-1] < 50
     assert np.abs(np.diff(row)).max() < 16, "no jump from one face to the other"
+
+
+def test_threads_change_no_bit(request: pytest.FixtureRequest) -> None:
+    photo = made_photo(400, 300)
+    places = [(x, y) for x in range(40, 400, 80) for y in range(40, 300, 80)]
+    patches = [brighter(patch_of(photo, face_at(x, y, 25, x / 100), 64)) for x, y in places]
+    boxes = [box for patch in patches if (box := blend.touched_box(patch, photo)) is not None]
+    assert len(blend.groups(boxes)) == len(places)
+    pasted = []
+    request.addfinalizer(partial(cv2.setNumThreads, cv2.getNumThreads()))
+    for threads in (1, 4):
+        cv2.setNumThreads(threads)
+        assert cv2.getNumThreads() == threads
+        pasted += [blend.paste(photo, patches).raster for _ in range(5)]
+    assert not np.array_equal(pasted[0], photo.raster)
+    for other in pasted[1:]:
+        np.testing.assert_array_equal(other, pasted[0])
 
 
 def test_tiles_have_no_joints() -> None:
