@@ -296,15 +296,15 @@ def test_without_an_address_ray_is_started_for_the_run_and_ctrl_c_ends_both(
     assert list((out / STAGE).iterdir()) == []
 
 
-@pytest.mark.parametrize("gpus", [0.0, 1.0])
-def test_gpus_are_asked_from_ray(scans: Path, nodes: Any, tmp_path: Path, gpus: float) -> None:
+def test_gpus_are_asked_from_ray(scans: Path, nodes: Any, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
-    third = nodes.add_node(**NODE, num_gpus=gpus)
+    with pytest.raises(UsageError, match=r"expected a node with 1 CPU cores, .* and 0.5 GPU"):
+        go(scans, tmp_path / "out", Cluster(nodes.address, "cuda", False, gpus=0.5))
+    third = nodes.add_node(**NODE, num_gpus=1.0)
     try:
-        raised = (DeviceError, "cuda") if gpus else (UsageError, "expected a node with 1 CPU cores, .* and 0.5 GPU")
-        with pytest.raises(raised[0], match=raised[1]):
-            go(scans, tmp_path / "out", Cluster(nodes.address, "auto" if gpus else "cuda", bool(gpus), gpus=0.5))
+        with pytest.raises(DeviceError, match="cuda"):
+            go(scans, tmp_path / "out", Cluster(nodes.address, "auto", True, gpus=0.5))
     finally:
         nodes.remove_node(third)
 
