@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,18 +57,23 @@ def make_folder(folder: Path) -> None:
 
 
 class Written:
-    """The files that a command has written, each for one of its photos; none may take the place of another."""
+    """The files that a command has written for its photos; none takes the place of another, or of another photo."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Iterable[Path]) -> None:
+        self._sources = {self._in_its_folder(source) for source in sources}
         self._source_of: dict[Path, Path] = {}
 
     def check(self, place: Path, source: Path, option: str = "-o") -> None:
-        """Nothing, where `place` was not written for an earlier photo than `source`.
+        """Nothing, where `place` neither was written for an earlier photo than `source` nor is another photo.
 
         Raises:
-            PhotoUnwritable: it was, so that the photo needs another `option`.
+            PhotoUnwritable: it was or is, so that the photo needs another `option`.
         """
-        earlier = self._source_of.get(self._in_its_folder(place))
+        one_name = self._in_its_folder(place)
+        if one_name in self._sources - {self._in_its_folder(source)}:
+            problem = f"{shown(place)} is another of the photos named"
+            raise PhotoUnwritable(source, f"{problem}; give another {option}, or do this photo by itself")
+        earlier = self._source_of.get(one_name)
         if earlier is not None:
             problem = f"{shown(place)} was just written for {shown(earlier)}"
             raise PhotoUnwritable(source, f"{problem}; do this photo by itself, with another {option}")

@@ -93,7 +93,7 @@ def colorize(
         place_of_report(report)
     colorizer = Colorizer.load(recipe, model=model, device=device)
     failed_faces = 0
-    written = Written()
+    written = Written(inputs)
 
     def one(source: Path) -> dict[str, Any]:
         nonlocal failed_faces
@@ -156,7 +156,7 @@ def seg2face(
     from facefix.trades import FaceDrawer, labels_of
 
     drawer = FaceDrawer.load(model, device=device, precision=precision)
-    written = Written()
+    written = Written(inputs)
 
     def one(source: Path) -> dict[str, Any]:
         picture = imagefile.read(source)

@@ -24,8 +24,8 @@ LAYERS = [
     {"given", "pipeline", "inpainting", "trades"},
     {"jobs"},
     {
-        "cli", "cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades", "cli_web", "web",
-        "integrations",
+        "cli", "cli_parts", "cli_photos", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades",
+        "cli_web", "web", "integrations",
     },
 ]  # fmt: skip
 # Within one layer only these may meet: importer -> imported.
@@ -51,13 +51,16 @@ BESIDE = {
     "pipeline": {"given"},
     "inpainting": {"given", "pipeline"},
     "trades": {"given", "pipeline"},
-    "cli": {"cli_parts", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades", "cli_web"},
+    "cli": {
+        "cli_parts", "cli_photos", "cli_archive", "cli_review", "cli_weights", "cli_inpaint", "cli_trades", "cli_web",
+    },
+    "cli_photos": {"cli_parts"},
     "cli_inpaint": {"cli_parts"},
     "cli_archive": {"cli_parts"},
     "cli_review": {"cli_parts"},
     "cli_trades": {"cli_parts"},
     "cli_web": {"cli_parts", "web"},
-}
+}  # fmt: skip
 PUBLIC = {"__init__", "__main__"}
 TORCH = {"torch", "torchvision", "facexlib", "spandrel", "diffusers"}
 
