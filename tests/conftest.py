@@ -34,6 +34,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or Triton complains of what is left
+
+
 SHARED = Path(__file__).parents[1].parent / "shared"
 
 
