@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import pickle
+import pickletools
 import re
 import struct
 import warnings
@@ -39,6 +41,8 @@ DAMAGED = (
 )  # fmt: skip
 DEEPEST = 40
 """How many containers may lie in one another on the way to a tensor."""
+LONGEST = 500
+"""What is stored under a longer name is no tensor of a network."""
 LARGEST = 4 << 30
 """What one entry of an archive may unpack to, bytes."""
 SHARED, SMALL = 8, 64 << 20
@@ -128,10 +132,10 @@ def _kind(path: Path, expected: str) -> str:
         raise WeightsInvalid(path, f"is a web page, probably of the download site; {expected}; {AGAIN}")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
+    if head[8:9] == b"{":  # before it the header's length, whose bytes may be those that a pickle begins with
+        return "safetensors"
     if head[0] == 0x80 and len(head) > 1 and head[1] < 6:
         return "pickle"
-    if len(head) > 8 and head[8:9] == b"{":
-        return "safetensors"
     if re.match(rb"c\w+\n\w+\n", head):
         raise WeightsInvalid(path, f"is a pickle of the oldest kind, which only code can need; {expected}")
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
@@ -155,6 +159,7 @@ def _read_pickle(path: Path, kind: str, expected: str) -> Any:
         if kind == "zip":
             with zipfile.ZipFile(path) as archive:
                 _check_sum(path, _unpacked_bytes(archive), expected)
+        _check_calls(path, kind)
         mapped = kind == "zip" and path.suffix.lower() != ".safetensors" and _is_stored(path)
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore", UserWarning)
@@ -174,11 +179,29 @@ def _read_pickle(path: Path, kind: str, expected: str) -> Any:
                 f"run; {expected}; {AGAIN}, or have its author save a plain state dict",
             ) from None
         raise WeightsInvalid(path, f"is a damaged or foreign pickle; {expected}; {AGAIN}") from None
-    except (*DAMAGED, OSError, zipfile.BadZipFile) as error:
+    except (*DAMAGED, OSError, zipfile.BadZipFile, zlib.error) as error:
         what = "a TorchScript archive" if "torchscript" in str(error).lower() else "damaged or truncated"
         if kind == "zip" and re.search(r"data\.pkl|not in a subdirectory", str(error)):
             what = "a zip archive without a checkpoint in it"
         raise WeightsInvalid(path, f"is {what}; {expected}; {AGAIN}") from None
+
+
+def _check_calls(path: Path, kind: str) -> None:
+    """Nothing; torch itself calls `bytearray` and `_codecs.encode`, with which a few bytes of pickle fill the memory.
+
+    Raises:
+        pickle.UnpicklingError: it asks for one of them.
+    """
+    calls = re.compile(rb"c(\w+)\n(bytearray|encode)\n")
+    if kind == "zip":
+        with zipfile.ZipFile(path) as archive:
+            entries = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
+            found = [call for name in entries for call in calls.findall(_entry(archive, name))]
+    else:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = calls.findall(content)
+    if found:
+        raise pickle.UnpicklingError(f"GLOBAL {b'.'.join(found[0]).decode()}")
 
 
 def _is_stored(path: Path) -> bool:
@@ -279,7 +302,12 @@ class _Described(pickle.Unpickler):
         order = f"{self.root}byteorder"
         if order in names and _entry(archive, order) != b"little":
             raise ValueError("numbers of another byte order")
-        super().__init__(io.BytesIO(_entry(archive, found[0])))
+        content = _entry(archive, found[0])
+        # Python's unpickler makes room for all places of its memo up to the largest that a pickle names
+        memo = (int(number or 0) for code, number, _ in pickletools.genops(content) if code.name.endswith("PUT"))
+        if max(memo, default=0) > max(len(content), 255):
+            raise ValueError("a pickle that counts wrong")
+        super().__init__(io.BytesIO(content))
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for the class of that name."""
@@ -316,7 +344,8 @@ class _Described(pickle.Unpickler):
         while left:
             way, value = left.pop()
             if isinstance(value, _Stored):
-                found[".".join(way)] = value
+                if sum(map(len, way)) + len(way) <= LONGEST:  # one long part, shared by many, would fill the memory
+                    found[".".join(way)] = value
             elif isinstance(value, dict) and id(value) not in seen and len(way) < DEEPEST:
                 seen.add(id(value))
                 inner = [((*way, key), value) for key, value in dict.items(value) if isinstance(key, str)]
@@ -355,8 +384,11 @@ def _opened(path: Path, expected: str) -> IO[bytes]:
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
     """The entry's bytes, checked against their checksum."""
-    if archive.getinfo(name).file_size > LARGEST:
+    entry = archive.getinfo(name)
+    if entry.file_size > LARGEST:
         raise ValueError(f"{name[:40]} unpacks to more than {LARGEST >> 30} GB")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name[:40]} is packed in another way than torch reads")
     return archive.read(name)
 
 

@@ -9,7 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_networks import EXPECTED, FORMATS, JUNK, Code, State, as_safetensors, complaints, made, refusal, saved, small
+from made_networks import (
+    EXPECTED,
+    FORMATS,
+    JUNK,
+    Code,
+    State,
+    as_safetensors,
+    complaints,
+    made,
+    refusal,
+    saved,
+    small,
+    zipped,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -97,6 +110,47 @@ def test_deflated_zeros_are_refused_before_they_are_unpacked(tmp_path: Path) -> 
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak_bytes < 4 << 20
+
+
+@pytest.mark.parametrize("container", ["zip", "pickle"])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("__builtin__.bytearray", b"c__builtin__\nbytearray\nJ\0\0\0\x08\x85R"),
+        ("_codecs.encode", b"c_codecs\nencode\n" * 26 + b"U\x02ab" + b"U\x03hex\x86R" * 26),
+    ],
+    ids=["filled", "doubled"],
+)
+def test_calls_that_fill_the_memory_are_not_made(tmp_path: Path, container: str, name: str, call: bytes) -> None:
+    path, content = tmp_path / "w.pth", b"\x80\x02}U\x01a" + call + b"s."
+    path.write_bytes(zipped(**{"a/data.pkl": content, "a/version": b"3\n"}) if container == "zip" else content)
+    assert f"asks for {name}; it was not run" in refusal(path)
+
+
+def test_a_pickle_that_counts_to_a_large_number_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    for content in (b"\x80\x02}r\0\0\0\x01.", b"\x80\x02}p16777216\n."):
+        path.write_bytes(zipped(**{"a/data.pkl": content}))
+        with pytest.raises(WeightsInvalid, match="a pickle that counts wrong"):
+            read_network(path, "t")
+
+
+def test_long_names_that_many_tensors_share_are_not_spelt_out(tmp_path: Path) -> None:
+    shared = {f"{number}": torch.zeros(2)[:1] for number in range(100)}
+    path = saved(tmp_path / "w.pth", {"net": {"t": torch.ones(1)}, "x" * 1_000_000: shared})
+    tracemalloc.start()
+    assert read_network(path, "t") == {"t": torch.ones(1)}
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 20_000_000
+
+
+@pytest.mark.parametrize("length", range(5))
+def test_safetensors_may_begin_like_a_pickle(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"t": torch.ones(1)}, path, metadata={"note": "-" * (45 + 256 * length)})
+    assert path.read_bytes()[:2] == bytes([0x80, length])
+    assert networks.read_state(path) == {"t": torch.ones(1)}
 
 
 def test_tied_weights_are_read(tmp_path: Path) -> None:
