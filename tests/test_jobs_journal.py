@@ -1,8 +1,11 @@
+import contextlib
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -285,6 +288,18 @@ def test_a_journal_that_cannot_be_used_is_one_clear_line(tmp_path: Path, spoil, 
     assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(JournalError, match=r"the journal|version|database"):  # the lock was given back
         Journal.open(tmp_path)
+
+
+def test_two_at_once_bring_a_journal_to_this_version(tmp_path: Path) -> None:
+    Journal.open(tmp_path, create=True).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FOLDER / "journal.sqlite", isolation_level=None)) as first:
+        first.executescript("ALTER TABLE photos DROP COLUMN ctime_ns; PRAGMA user_version = 1; BEGIN IMMEDIATE;")
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(lambda: Journal.open(tmp_path, write=False).close())
+            time.sleep(0.2)  # where it takes longer to get there, it meets the journal as it shall be
+            for command in ("ALTER TABLE photos ADD ctime_ns NOT NULL DEFAULT 0", "PRAGMA user_version = 2", "COMMIT"):
+                first.execute(command)
+            second.result()
 
 
 def test_no_journal_and_a_link_in_its_place_are_refused(tmp_path: Path) -> None:

@@ -95,8 +95,11 @@ def connected(path: Path, write: bool) -> sqlite3.Connection:
             elif application != _APPLICATION:
                 raise JournalError(path, "expected a journal of facefix, got another database; move it away")
             elif version == 1 and not still:  # it lacks the times of change: photos are looked at once more
-                added = "ALTER TABLE photos ADD COLUMN ctime_ns INTEGER NOT NULL DEFAULT 0"
-                connection.executescript(f"BEGIN IMMEDIATE; {added}; PRAGMA user_version = {VERSION}; COMMIT;")
+                connection.execute("BEGIN IMMEDIATE")
+                if connection.execute("PRAGMA user_version").fetchone() == (1,):  # nobody else was faster
+                    connection.execute("ALTER TABLE photos ADD COLUMN ctime_ns INTEGER NOT NULL DEFAULT 0")
+                    connection.execute(f"PRAGMA user_version = {VERSION}")
+                connection.execute("COMMIT")
             elif version != VERSION:
                 told = f"expected a journal of version {VERSION}, got version {version}"
                 raise JournalError(path, f"{told}; use the facefix that wrote it, or another output folder")
