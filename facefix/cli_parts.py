@@ -70,7 +70,7 @@ class Written:
             PhotoUnwritable: it was or is, so that the photo needs another `option`.
         """
         one_name = self._in_its_folder(place)
-        if one_name in self._sources - {self._in_its_folder(source)}:
+        if one_name in self._sources and one_name != self._in_its_folder(source):
             problem = f"{shown(place)} is another of the photos named"
             raise PhotoUnwritable(source, f"{problem}; give another {option}, or do this photo by itself")
         earlier = self._source_of.get(one_name)
