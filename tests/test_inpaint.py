@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from made_fills import distance_slowly
@@ -43,6 +44,15 @@ def test_holes_grow_and_fade_by_their_true_distance(seed: int, reach_px: float) 
     np.testing.assert_allclose(soft, at * at * (3 - 2 * at), atol=1e-5)
     assert (soft[hole] == 1).all()
     assert (soft[distance >= reach_px] == 0).all()
+
+
+def test_a_soft_edge_is_the_same_to_the_last_bit_wherever_it_lies_in_memory() -> None:
+    hole = np.zeros((41, 43), bool)
+    hole[20, 21] = True
+    y, x = np.mgrid[:41, :43]
+    true = np.sqrt(((y - 20) ** 2 + (x - 21) ** 2).astype(np.float32))
+    at = 1 - true / np.float32(40)
+    np.testing.assert_array_equal(compose.soft_mask(hole, 40), at * at * (3 - 2 * at))
 
 
 def test_without_a_width_a_hole_stays_as_it_is() -> None:
@@ -182,6 +192,19 @@ def test_a_fill_gets_the_grain_around_it() -> None:
     assert np.abs(matching.grained(scene, reach, 1.0, seed=1) - scene).std() < 0.01
     assert matching.grained(clean, reach, 1.0, seed=1) is clean
     assert matching.grained(filled, reach, 0.0, seed=1) is filled
+
+
+def test_texture_beside_a_hole_is_not_taken_for_grain() -> None:
+    rng = np.random.default_rng(0)
+    scene = (0.4 + 0.003 * rng.standard_normal((120, 120, 3))).astype(np.float32)  # fine grain, and foam on the left
+    specks = np.zeros((120, 120), np.float32)
+    specks[rng.integers(0, 120, 160), rng.integers(0, 30, 160)] = 0.4
+    scene += cv2.GaussianBlur(specks, (0, 0), 0.7)[:, :, None]
+    reach = np.zeros((120, 120), bool)
+    reach[40:80, 40:80] = True
+    filled = np.where(reach[:, :, None], np.float32(0.4), scene)
+    grain = (matching.grained(filled, reach, 1.0, seed=1) - filled)[reach]
+    assert grain.std() == pytest.approx(0.003, rel=0.2)
 
 
 def test_what_is_laid_over_changes_only_where_it_counts() -> None:

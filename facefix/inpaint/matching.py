@@ -22,6 +22,7 @@ _LEVELS = 256
 _LINEAR_SHARE = 0.05
 _SPREAD_FLOOR = 0.005
 _GRAIN_TILE_PX, _GRAIN_RING_PX, _GRAIN_LEAST_PX, _GRAIN_LEAST = 1200, 48, 64, 0.5 / 255
+_TEXTURE = 16  # times the median of squares: beyond 2.7 standard deviations of gray grain
 
 
 class Guide(NamedTuple):
@@ -190,10 +191,10 @@ def _missing_grain(filled: Pixels, reach: Bits, rng: np.random.Generator) -> NDA
     usable = (distance > 4) & (distance <= _GRAIN_RING_PX) & (luma > 0.02) & (luma < 0.98)
     if usable.sum() < _GRAIN_LEAST_PX:
         return None
-    flat = usable & (slope <= np.percentile(slope[usable], 25))
+    flat = _flat(detail, slope, usable)
     wanted = np.cov(detail[flat].T)
     power = float(np.trace(wanted))
-    present = detail[reach & (slope <= np.percentile(slope[reach], 25))].var(axis=0).sum()
+    present = detail[_flat(detail, slope, reach)].var(axis=0).sum()
     missing = power - float(present)
     if missing < _GRAIN_LEAST**2:
         return None
@@ -206,6 +207,13 @@ def _missing_grain(filled: Pixels, reach: Bits, rng: np.random.Generator) -> NDA
     values, vectors = np.linalg.eigh(wanted * missing / power)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     return np.asarray(noise @ root.astype(np.float32), np.float32)
+
+
+def _flat(detail: Pixels, slope: NDArray[np.float32], where: Bits) -> Bits:
+    """The flattest quarter of `where`, without the crests and edges of a texture: there, too, the slope can be none."""
+    flat = where & (slope <= np.percentile(slope[where], 25))
+    energy = (detail**2).sum(axis=2)
+    return np.asarray(flat & (energy <= _TEXTURE * np.median(energy[flat])))
 
 
 def _blurred(pixels: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
