@@ -218,7 +218,8 @@ def restore(
 ) -> None:
     """Restore the faces of photos.
 
-    Each photo keeps its format, depth, profile and metadata; what is outside the faces stays as it was, bit for bit.
+    Each photo keeps its format, depth, profile and metadata; what is outside the faces stays as it was, bit for bit
+    (JPEG and lossy WebP are packed anew, which moves some pixels by a few levels).
     A photo that cannot be done is named, and the others go on.
 
     A folder, several photos with -o, a glob or a list is a run over many photos: the tree is mirrored in OUT, and

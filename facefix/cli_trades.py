@@ -76,7 +76,7 @@ def colorize(
 
     The network has seen nothing but faces, so all else keeps its gray, bit for bit; --mask-from crop takes in the hair
     and surroundings of a portrait. The lightness of every pixel stays the photo's own; the colours are the network's
-    guess. The result is an RGB file of the photo's format and depth.
+    guess. The result is an RGB file of the photo's format and depth; JPEG and lossy WebP are packed anew.
 
     [bold]Examples[/bold]
 
