@@ -134,7 +134,7 @@ def test_of_many_photos_with_one_trouble_ten_are_named(facefix: Command, tmp_pat
 def test_ctrl_c_finishes_the_photos_in_hand_and_the_same_command_goes_on(tmp_path: Path) -> None:
     scans, out = tmp_path / "scans", tmp_path / "out"
     scans.mkdir()
-    for number in range(30):
+    for number in range(60):  # a busy machine may look at the first line late
         Image.fromarray(np.full((400, 600, 3), 90 + number, np.uint8)).save(scans / f"{number:02d}.png")
     command = [sys.executable, "-m", "facefix", "restore", scans, "-o", out, "--restorer", "identity", "--workers", "1"]
     with subprocess.Popen(
@@ -148,7 +148,7 @@ def test_ctrl_c_finishes_the_photos_in_hand_and_the_same_command_goes_on(tmp_pat
     assert run.returncode == 130
     assert "finishing the photos in hand; Ctrl-C again stops at once" in said
     finished = [path for path in out.iterdir() if path.suffix == ".png"]
-    assert 1 <= len(finished) < 25
+    assert 1 <= len(finished) < 55
     assert (
         f"interrupted; {counted(len(finished), 'photo')} finished and kept; the same command goes on from here" in said
     )

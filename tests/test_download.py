@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -274,11 +275,12 @@ def test_md5_is_checked(server: Server, target: Path) -> None:
 
 
 def test_nobody_answers(target: Path) -> None:
-    with Server() as closed:
-        url = closed.url("whole")
-    begun = time.monotonic()
-    with pytest.raises(DownloadFailed, match="tried 2 times"):
-        download([url], target, WANTED, patience=Patience(backoff_s=0.01))
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # and does not listen; a port that nobody holds another test might take
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/net.pth"
+        begun = time.monotonic()
+        with pytest.raises(DownloadFailed, match="tried 2 times"):
+            download([url], target, WANTED, patience=Patience(backoff_s=0.01))
     assert time.monotonic() - begun < 10
 
 
