@@ -17,7 +17,12 @@ else
 fi
 name=$(basename -- "$photo")
 stem=${name%.*}
-result="$out/$stem.facefix.${name##*.}"
+suffix=${name##*.}
+case $(printf %s "$suffix" | tr '[:upper:]' '[:lower:]') in
+    jpg | jpeg | jpe | jfif | png | tif | tiff | webp | bmp | dib) ;;
+    *) suffix=png ;; # a GIF, say, which is read and not written
+esac
+result="$out/$stem.facefix.$suffix"
 "$venv/bin/facefix" restore --overwrite --out "$result" --compare "$out/$stem.before-after.jpg" -- "$photo"
 echo
 echo "restored:      $result"
