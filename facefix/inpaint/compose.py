@@ -86,7 +86,9 @@ def _distances(hole: Bits, reach_px: float) -> tuple[Box, NDArray[np.float32]]:
     box = clipped(widened(around(hole), math.ceil(reach_px)), hole.shape)
     outside = (~hole[box.slices]).astype(np.uint8)
     distance: Any = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return box, distance
+    # OpenCV's roots are off by a bit here and there, according to where the array begins in memory; their squares are
+    # whole numbers
+    return box, np.sqrt(np.rint(distance * distance))
 
 
 def around(hole: Bits) -> Box:
