@@ -162,7 +162,7 @@ def test_a_second_ctrl_c_stops_at_once(portrait: np.ndarray, tmp_path: Path, eng
     scans, out = tmp_path / "scans", tmp_path / "out"
     scans.mkdir()
     Image.fromarray(portrait[:20, :20]).save(scans / "0.bmp")
-    for number in (1, 2):
+    for number in range(1, 5):
         Image.fromarray(np.tile(portrait[::2, ::2], (number + 4, 6, 1))).save(scans / f"{number}.bmp")
     command = [sys.executable, "-m", "facefix", "restore", scans, "-o", out, "--engine", engine]
     with subprocess.Popen(
@@ -173,11 +173,14 @@ def test_a_second_ctrl_c_stops_at_once(portrait: np.ndarray, tmp_path: Path, eng
         assert run.stderr is not None
         assert run.stdout.readline()
         os.killpg(run.pid, signal.SIGINT)
-        first = run.stderr.readline()
+        while "finishing the photos in hand" not in (first := run.stderr.readline()):
+            assert first.startswith("note:"), first  # on a busy machine the next photo may be done by now
         os.killpg(run.pid, signal.SIGINT)
         _, said = run.communicate()
-    assert "finishing the photos in hand" in first
-    last = said.splitlines()[-1]
-    assert last == "facefix: stopped at once; 1 photo finished and kept; the same command goes on from here"
+    finished = sorted(path.name for path in out.iterdir() if path.suffix == ".bmp")
+    assert finished in (["0.bmp"], ["0.bmp", "1.bmp"])
+    assert said.splitlines()[-1] in [
+        f"facefix: stopped at once; {counted(known, 'photo')} finished and kept; the same command goes on from here"
+        for known in (1, len(finished))
+    ]
     assert run.returncode == 130
-    assert [path.name for path in out.iterdir() if path.suffix == ".bmp"] == ["0.bmp"]
