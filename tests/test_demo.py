@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,10 @@ def test_the_demo_takes_photos_of_formats_that_are_only_read(demo: Path, tmp_pat
     rng = np.random.default_rng(0)
     photo = tmp_path / "scan"
     Image.fromarray(rng.integers(0, 256, (48, 64), np.uint8)).save(photo, "GIF")
-    done = subprocess.run(["sh", demo, photo], capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, "FACEFIX_VENV": str(tmp_path / ".venv")}
+    done = subprocess.run(
+        ["sh", demo, photo], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "demo/scan.facefix.png") as result:
         assert (result.format, result.size) == ("PNG", (64, 48))
