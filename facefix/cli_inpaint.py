@@ -72,7 +72,8 @@ def inpaint(
     """Fill a hole in a photo, then restore the faces that the hole touches.
 
     The result has the scene's size, format, depth, profile and metadata. Outside the hole and its soft edge
-    (--feather-px) no bit changes, whatever fills it. With --outpaint the frame grows, with --hires all of it.
+    (--feather-px) no bit changes, whatever fills it; only JPEG and lossy WebP are packed anew. With --outpaint the
+    frame grows, with --hires all of it.
 
     [bold]Examples[/bold]
 
