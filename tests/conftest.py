@@ -201,7 +201,7 @@ def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[web_server
     (folder / "in").mkdir()
     folders = ("--input-dir", folder / "in", "--output-dir", folder / "out")
     limits = ("--max-megabytes", 3, "--max-pixels", 4_000_000)
-    with web_server.served(folder, *folders, *limits, "--device", "cpu") as served:
+    with web_server.served(folder, *folders, *limits, "--device", "cpu", ctrl_c=2) as served:
         yield served
 
 

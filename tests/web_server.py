@@ -32,8 +32,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(folder: Path, *options: object, **environment: str) -> Iterator[Served]:
-    """`facefix web --port 0` with these options; it must end cleanly."""
+def served(folder: Path, *options: object, ctrl_c: int = 1, **environment: str) -> Iterator[Served]:
+    """`facefix web --port 0` with these options; it must end cleanly, however often Ctrl-C is pressed."""
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
     own = {
@@ -55,9 +55,13 @@ def served(folder: Path, *options: object, **environment: str) -> Iterator[Serve
         assert address.startswith("http://"), (folder / "stderr").read_text()
         yield Served(address, temporary, process)
     finally:
-        process.send_signal(signal.SIGINT)
+        for _ in range(ctrl_c):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
         process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, (folder / "stderr").read_text()
+    complained = (folder / "stderr").read_text()
+    assert process.returncode == 0, complained
+    assert "Cancel" not in complained, complained  # whatever pages are still open
     assert list(temporary.glob("facefix-web-*")) == []
 
 

@@ -9,6 +9,7 @@ may be loaded, and that no other page may frame them.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -99,7 +100,10 @@ def serve(
 
     app = Guard(page_app(house, auth), Hosts.of(host, port, names))
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
-    Server(config).run([listening])
+    server = Server(config)
+    # of the pages that are still open when it is told to stop, uvicorn would print a traceback each
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    server.run([listening])
 
 
 @dataclass(frozen=True, slots=True)
