@@ -85,20 +85,6 @@ def by_command(facefix: Command, source: Path, out: Path, *options: object) -> b
     return out.read_bytes()
 
 
-# first of all: a server that imports torch meanwhile hears of the second photo before it has ended the first run
-def test_another_photo_is_given_while_one_is_restored(
-    page_server: Served, chromium: Any, group_file: Path, tmp_path: Path
-) -> None:
-    many = save(tmp_path / "many.png", np.tile(group_photo(), (3, 2, 1)))
-    page = open_tab(chromium, page_server)
-    page.upload("#restore-photo", many)
-    until(lambda: "Looking for faces" in page.text("#restore-compare"))
-    page.one("#restore-photo button[aria-label=Clear]").click()
-    restored(page, group_file)
-    assert (page.text(".summary")[:6], page.text("#restore-download")) == ("3 of 3", "Download our group.facefix.jpg")
-    assert page.told() == []
-
-
 def test_drop_compare_choose_and_download(
     page_server: Served, chromium: Any, group_file: Path, facefix: Command, tmp_path: Path
 ) -> None:
@@ -210,6 +196,19 @@ def test_two_at_once_do_not_mix(page_server: Served, chromium: Any, group_file: 
         assert download(other) == single.read_bytes()
     assert page.run(AFTER) == before
     assert page.run(CHOSEN) == [["on", "100 %"]] * 3
+
+
+def test_another_photo_is_given_while_one_is_restored(
+    page_server: Served, chromium: Any, group_file: Path, tmp_path: Path
+) -> None:
+    many = save(tmp_path / "many.png", np.tile(group_photo(), (3, 2, 1)))
+    page = open_tab(chromium, page_server)
+    page.upload("#restore-photo", many)
+    until(lambda: "Looking for faces" in page.text("#restore-compare"))
+    page.one("#restore-photo button[aria-label=Clear]").click()
+    restored(page, group_file)
+    assert (page.text(".summary")[:6], page.text("#restore-download")) == ("3 of 3", "Download our group.facefix.jpg")
+    assert page.told() == []
 
 
 def test_what_browsers_cannot_show_is_shown_and_no_face_is_told(
