@@ -83,17 +83,16 @@ def build(house: House) -> None:
             view = compare(empty=_EMPTY, elem_id="restore-compare")
     deed = _Deed(house, tuple(settings))
     parts = [download, view, start]
-    run: dict[str, Any] = {
-        "fn": deed.restoring(_for_page),
-        "inputs": [file, *settings.values()],
-        "outputs": parts,
-        "api_name": "restore_on_page",
-        "api_visibility": "private",
-        "show_progress_on": view,
+    run = gr.on(
+        [file.upload, start.click],
+        deed.restoring(_for_page),
+        [file, *settings.values()],
+        parts,
+        api_name="restore_on_page",
+        api_visibility="private",
+        show_progress_on=view,
         **NETWORKS,
-    }
-    # a photo is also heard of while the run of one that was taken away ends, a second click on the button is not
-    runs: list[dict[str, Any]] = [file.upload(**run, trigger_mode="multiple"), start.click(**run, trigger_mode="once")]
+    )
     view.choose(
         deed.chosen,
         None,
@@ -104,7 +103,7 @@ def build(house: House) -> None:
         **_BLENDING,
     )
     quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    file.clear(deed.forget, None, parts, cancels=runs, **quietly)
+    file.clear(deed.forget, None, parts, cancels=run, **quietly)
     _endpoints(deed, file, settings)
 
 
