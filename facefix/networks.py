@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from facefix import ffc, runtime
+from facefix.archivefile import State
 from facefix.errors import DeviceError, WeightsInvalid
 from facefix.ffc_fast import Folded
 from facefix.gpen import GPEN, blur_kernel
 from facefix.gpen_shape import Shape
 from facefix.onnxfile import Graph, is_onnx
-from facefix.statefile import State, read_network
+from facefix.statefile import read_network
 from facefix.statefile import read_state as read_state
 
 EXPECTED = "expected a GPEN, GFPGAN or RestoreFormer checkpoint (.pth, .pt, .safetensors or .onnx)"

@@ -11,25 +11,22 @@ import io
 import math
 import mmap
 import pickle
-import pickletools
 import re
 import struct
 import warnings
 import zipfile
 import zlib
-from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from facefix.archivefile import Described, State, apart, entry_of, made, unpacked_bytes
 from facefix.errors import WeightsInvalid, WeightsMissing
-
-State = dict[str, Tensor]
 
 WRAPPERS = ("g_ema", "params_ema", "params", "state_dict")
 EXPECTED = "expected a network's checkpoint (.pth, .pt or .safetensors)"
@@ -39,12 +36,6 @@ DAMAGED = (
     RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, OverflowError,
     struct.error,
 )  # fmt: skip
-DEEPEST = 40
-"""How many containers may lie in one another on the way to a tensor."""
-LONGEST = 500
-"""What is stored under a longer name is no tensor of a network."""
-LARGEST = 4 << 30
-"""What one entry of an archive may unpack to, bytes."""
 SHARED, SMALL = 8, 64 << 20
 """What a file unpacks to, and tensors that share their numbers, may be so often its size, and so many bytes more."""
 
@@ -79,10 +70,10 @@ def read_network(path: Path, first: str, *, expected: str = EXPECTED) -> State:
         return {name: state[stored] for name, stored in _under(path, state, first, expected).items()}
     try:
         with _opened(path, expected) as file, zipfile.ZipFile(file) as archive:
-            _check_sum(path, _unpacked_bytes(archive), expected)
-            stored = _Described(archive).tensors()
+            _check_sum(path, unpacked_bytes(archive), expected)
+            stored = Described(archive).tensors()
             wanted = {name: stored[full] for name, full in _under(path, stored, first, expected).items()}
-            return _apart(_sound(path, _made(archive, wanted), expected), wanted)
+            return apart(_sound(path, made(archive, wanted), expected), wanted)
     except (*DAMAGED, OSError, zipfile.BadZipFile, zlib.error, MemoryError, pickle.UnpicklingError) as error:
         raise WeightsInvalid(path, f"is damaged or truncated ({_line(error)}); {expected}; {AGAIN}") from None
 
@@ -158,7 +149,7 @@ def _read_pickle(path: Path, kind: str, expected: str) -> Any:
         # Torch takes the format from a path that ends so; given the open file it looks inside.
         if kind == "zip":
             with zipfile.ZipFile(path) as archive:
-                _check_sum(path, _unpacked_bytes(archive), expected)
+                _check_sum(path, unpacked_bytes(archive), expected)
         _check_calls(path, kind)
         mapped = kind == "zip" and path.suffix.lower() != ".safetensors" and _is_stored(path)
         with warnings.catch_warnings(), path.open("rb") as file:
@@ -196,7 +187,7 @@ def _check_calls(path: Path, kind: str) -> None:
     if kind == "zip":
         with zipfile.ZipFile(path) as archive:
             entries = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
-            found = [call for name in entries for call in calls.findall(_entry(archive, name))]
+            found = [call for name in entries for call in calls.findall(entry_of(archive, name))]
     else:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             found = calls.findall(content)
@@ -248,166 +239,14 @@ def _line(error: Exception) -> str:
     return "".join(c if c.isprintable() else "?" for c in first)
 
 
-# --- archives with foreign objects in them ---------------------------------------------------------------------------
-
-
-class _Stored(NamedTuple):
-    """Where a tensor's numbers lie in the archive, and how they are laid out."""
-
-    entry: str
-    dtype: torch.dtype
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class _Inert(dict[Any, Any]):
-    """Stands for an object of any foreign class: keeps what it is given, does nothing."""
-
-    def __init__(self, *args: object, **named: object) -> None:
-        super().__init__()
-
-    def __call__(self, *args: object, **named: object) -> _Inert:
-        return _Inert()
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.update(state)
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def append(self, value: object) -> None:
-        """Nothing: lists lead to no named tensors."""
-
-    extend = append
-
-
-class _Described(pickle.Unpickler):
-    """Reads the archive's pickle as descriptions: no class of it is looked up, no tensor made, no function called.
-
-    Args:
-        archive: a zip file as torch writes it: a folder with data.pkl, and data/ with the numbers.
-    """
-
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        names = archive.namelist()
-        found = [name for name in names if re.fullmatch(r"([^/]+/)?data\.pkl", name)]
-        if len(found) != 1:
-            raise ValueError("a zip archive without a checkpoint in it")
-        self.root = found[0].removesuffix("data.pkl")
-        order = f"{self.root}byteorder"
-        if order in names and _entry(archive, order) != b"little":
-            raise ValueError("numbers of another byte order")
-        content = _entry(archive, found[0])
-        # Python's unpickler makes room for all places of its memo up to the largest that a pickle names
-        memo = (int(number or 0) for code, number, _ in pickletools.genops(content) if code.name.endswith("PUT"))
-        if max(memo, default=0) > max(len(content), 255):
-            raise ValueError("a pickle that counts wrong")
-        super().__init__(io.BytesIO(content))
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What stands for the class of that name."""
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self._parameter
-        if module in ("torch", "torch.storage") and name in STORAGES:
-            return STORAGES[name]
-        return type("Inert", (_Inert,), {})
-
-    def persistent_load(self, pid: Any) -> Any:
-        """The entry and dtype of the numbers that are kept beside the pickle."""
-        _, dtype, key, _, _ = pid
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError("numbers of an unknown kind")
-        return f"{self.root}data/{key}", dtype
-
-    def _tensor(self, storage: Any, offset: int, size: Any, stride: Any, *_: object) -> _Stored:
-        entry, dtype = storage
-        return _Stored(entry, dtype, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
-
-    def _parameter(self, data: object, *_: object) -> object:
-        return data
-
-    def tensors(self) -> dict[str, _Stored]:
-        """All tensors that can be reached by names, under those names joined by dots."""
-        found: dict[str, _Stored] = {}
-        seen: set[int] = set()
-        root = self.load()
-        left: list[tuple[tuple[str, ...], object]] = [((), root)]
-        while left:
-            way, value = left.pop()
-            if isinstance(value, _Stored):
-                if sum(map(len, way)) + len(way) <= LONGEST:  # one long part, shared by many, would fill the memory
-                    found[".".join(way)] = value
-            elif isinstance(value, dict) and id(value) not in seen and len(way) < DEEPEST:
-                seen.add(id(value))
-                inner = [((*way, key), value) for key, value in dict.items(value) if isinstance(key, str)]
-                left += reversed(inner)
-        return found
-
-
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-
-
-def _unpacked_bytes(archive: zipfile.ZipFile) -> Iterable[int]:
-    """The sizes of the archive's entries."""
-    return (entry.file_size for entry in archive.infolist())
-
-
 def _opened(path: Path, expected: str) -> IO[bytes]:
     """The archive itself, or the one checkpoint that it holds as a file."""
     with zipfile.ZipFile(path) as archive:
-        _check_sum(path, _unpacked_bytes(archive), expected)
+        _check_sum(path, unpacked_bytes(archive), expected)
         inside = [name for name in archive.namelist() if name.endswith(".ckpt")]
         if len(inside) == 1 and not any(name.endswith("data.pkl") for name in archive.namelist()):
-            return io.BytesIO(_entry(archive, inside[0]))
+            return io.BytesIO(entry_of(archive, inside[0]))
     return path.open("rb")
-
-
-def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The entry's bytes, checked against their checksum."""
-    entry = archive.getinfo(name)
-    if entry.file_size > LARGEST:
-        raise ValueError(f"{name[:40]} unpacks to more than {LARGEST >> 30} GB")
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{name[:40]} is packed in another way than torch reads")
-    return archive.read(name)
-
-
-def _made(archive: zipfile.ZipFile, wanted: Mapping[str, _Stored]) -> State:
-    """The tensors of these descriptions; those of one entry share its numbers."""
-    read: dict[str, bytearray] = {}
-    made: State = {}
-    for name, stored in wanted.items():
-        if stored.entry not in read:
-            read[stored.entry] = bytearray(_entry(archive, stored.entry))
-        numbers = torch.frombuffer(read[stored.entry], dtype=stored.dtype)
-        made[name] = torch.as_strided(numbers, stored.size, stored.stride, stored.offset)
-    return made
-
-
-def _apart(state: State, stored: Mapping[str, _Stored]) -> State:
-    """The tensors, each with numbers of its own."""
-    names_of = Counter(each.entry for each in stored.values())
-    return {name: tensor.clone() if names_of[stored[name].entry] > 1 else tensor for name, tensor in state.items()}
 
 
 def _under(path: Path, names: Mapping[str, object], first: str, expected: str) -> dict[str, str]:

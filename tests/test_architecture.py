@@ -17,7 +17,8 @@ LAYERS = [
         "weights", "weightnames", "memory", "download",
     },
     {
-        "runtime", "gpen", "gpen_fast", "gpen_shape", "gpen_steps", "winograd", "ffc", "ffc_fast", "statefile",
+        "runtime", "gpen", "gpen_fast", "gpen_shape", "gpen_steps", "winograd", "ffc", "ffc_fast",
+        "archivefile", "statefile",
         "onnxfile", "networks", "detect",
         "detectors", "identity", "parse", "restore", "upscale", "inpaint",
     },
@@ -40,7 +41,10 @@ BESIDE = {
     "gpen_fast": {"gpen_shape", "gpen_steps"},
     "gpen_steps": {"gpen_shape", "winograd"},
     "ffc_fast": {"ffc", "winograd"},
-    "networks": {"gpen", "gpen_fast", "gpen_shape", "ffc", "ffc_fast", "statefile", "onnxfile", "runtime"},
+    "statefile": {"archivefile"},
+    "networks": {
+        "gpen", "gpen_fast", "gpen_shape", "ffc", "ffc_fast", "archivefile", "statefile", "onnxfile", "runtime",
+    },
     "detect": {"detectors"},
     "detectors": {"runtime", "networks"},
     "identity": {"detectors"},
