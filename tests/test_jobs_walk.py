@@ -134,7 +134,7 @@ def test_memory_is_that_of_one_folder(tmp_path: Path) -> None:
         tracemalloc.stop()
         return most
 
-    assert peak("") < 3 * peak("7")
+    assert peak("") < 10 * peak("7")  # of 60; other threads of this process may allocate meanwhile
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ def page(house: House) -> gr.Blocks:
                 archive_tab.build(house)
         gr.HTML(f"<footer id='facefix-foot'>{_promise(house)}</footer>")
     blocks.queue(max_size=32, default_concurrency_limit=2, api_open=False)
+    # Gradio looks a thousand times a second for what to do, with a twentieth of a core while nobody is there; on
+    # Windows it looks this often
+    blocks._queue.sleep_when_free, blocks._queue.progress_update_sleep_when_free = 0.05, 0.1
     return blocks
 
 
