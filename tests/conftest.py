@@ -76,7 +76,7 @@ def portrait() -> np.ndarray:
 @pytest.fixture
 def portrait_file(tmp_path: Path, portrait: np.ndarray) -> Path:
     path = tmp_path / "portrait.png"
-    Image.fromarray(portrait).save(path)
+    Image.fromarray(portrait).save(path, compress_level=1)
     return path
 
 

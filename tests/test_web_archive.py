@@ -255,7 +255,7 @@ def test_a_run_outlives_the_page_and_two_visitors_see_it(page_server: Served, ch
     until(lambda: page.one("#archive-out input").get_attribute("value") == "family")
     page.one("#archive-start").click()
     until(lambda: page.one("#archive-pause").is_enabled())
-    other = Client(page_server.address, verbose=False)  # a second visitor
+    other = Client(page_server.address, verbose=False, ssl_verify=False)  # a second visitor
     with pytest.raises(AppError, match="family is being restored, expected one archive at a time"):
         other.predict("family", "else", False, api_name="/archive_start")
     chromium.refresh()  # what the page knows is the server's
@@ -321,7 +321,7 @@ def test_the_board_is_looked_through_carried_out_and_undone(page_server: Served,
     with Journal.open(out, write=False) as journal:
         [(row, _)] = journal.rows("done")
     told = {"facefix": "decisions", "version": 1, "decisions": [{"id": row.id, "face": 2, "decision": "reject"}]}
-    client = Client(page_server.address, verbose=False)
+    client = Client(page_server.address, verbose=False, ssl_verify=False)
     said = client.predict("judged", json.dumps(told), api_name="/archive_apply")
     assert said == {"told": "1 face taken back, in 1 photo"}
     with Journal.open(out, write=False) as journal:
@@ -341,7 +341,7 @@ def test_a_server_that_ends_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     with served(
         tmp_path / "web", "--input-dir", tmp_path / "in", "--output-dir", tmp_path / "out", "--device", "cpu"
     ) as server:
-        client = Client(server.address, verbose=False)
+        client = Client(server.address, verbose=False, ssl_verify=False)
         told = client.predict("a", "b", False, restorer="pattern", sharp_faces="restore", api_name="/archive_start")
         assert told["state"] == "starting"
         out = tmp_path / "out" / "b"

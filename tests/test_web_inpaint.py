@@ -140,7 +140,7 @@ def test_a_program_gets_the_commands_bytes_and_one_line_where_it_cannot(
     stroke = np.zeros((512, 512), np.uint8)
     cv2.line(stroke, (170, 60), (270, 170), 255, 3)
     Image.fromarray(stroke).save(mask)
-    client = Client(page_server.address, verbose=False, download_files=str(tmp_path / "got"))
+    client = Client(page_server.address, verbose=False, ssl_verify=False, download_files=str(tmp_path / "got"))
     [file], [report] = fill(client, path, mask)
     done = facefix("inpaint", path, mask, "-o", tmp_path / "by command.tif", "--engine", "cv2", "--device", "cpu")
     assert done.code == 0, done.err

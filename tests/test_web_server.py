@@ -158,7 +158,7 @@ def test_no_other_file_of_the_machine_is_served(page_server: Served) -> None:
     ]
     served = root / "served.txt"
     served.write_text(SECRET)
-    with httpx.Client(base_url=page_server.address) as client:
+    with httpx.Client(base_url=page_server.address, verify=False) as client:
         for path in wanted:
             for route in ("gradio_api/file=", "gradio_api/file/", "file=", "static/", "assets/", "svelte/"):
                 with_host = client.get(f"{route}{path}")
@@ -183,7 +183,7 @@ def test_only_what_was_uploaded_is_taken(page_server: Served, kind: str, tmp_pat
     Image.fromarray(group_photo()).save(face)
     path = "http://93.184.215.14/private.png" if kind == "elsewhere" else str(face)
     given: Any = {"path": path} if kind == "bare" else {"path": path, "meta": {"_type": "gradio.FileData"}}
-    with httpx.Client(base_url=page_server.address, timeout=60) as client:
+    with httpx.Client(base_url=page_server.address, verify=False, timeout=60) as client:
         call = client.post("gradio_api/call/restore", json={"data": endpoint(client, "/restore", given)})
         assert call.status_code == 200
         answer = client.get(f"gradio_api/call/restore/{call.json()['event_id']}").text
@@ -194,7 +194,7 @@ def test_only_what_was_uploaded_is_taken(page_server: Served, kind: str, tmp_pat
 
 def test_a_page_from_elsewhere_gets_nothing(page_server: Served) -> None:
     host = httpx.URL(page_server.address).netloc.decode()
-    with httpx.Client(base_url=page_server.address) as client:
+    with httpx.Client(base_url=page_server.address, verify=False) as client:
         assert client.get("/").status_code == 200
         assert client.get("/", headers={"origin": f"http://{host}"}).status_code == 200
         for headers in ({"origin": ELSEWHERE}, {"host": "elsewhere.example"}, {"sec-fetch-site": "cross-site"}):
@@ -229,7 +229,8 @@ def test_what_was_begun_with_a_photo_ends_when_it_is_taken_away(page_server: Ser
 
 @pytest.fixture(scope="module")
 def client(page_server: Served, tmp_path_factory: pytest.TempPathFactory) -> Client:
-    return Client(page_server.address, verbose=False, download_files=str(tmp_path_factory.mktemp("client")))
+    got = str(tmp_path_factory.mktemp("client"))
+    return Client(page_server.address, verbose=False, ssl_verify=False, download_files=got)
 
 
 @pytest.fixture
@@ -281,7 +282,7 @@ def test_wrong_things_are_one_line(page_server: Served, client: Client, group_fi
         ("face 7: expected one that was restored", "the photo is not")
     )
     assert "expected numbers by face" in told("all", api_name="/reblend") or True
-    with httpx.Client(base_url=page_server.address) as plain:
+    with httpx.Client(base_url=page_server.address, verify=False) as plain:
         answer = plain.post("gradio_api/upload", files={"files": ("big.jpg", big.read_bytes())})
     assert answer.status_code == 413
 
@@ -297,7 +298,7 @@ def test_what_cannot_be_written_again_becomes_a_png(client: Client, tmp_path: Pa
 
 
 def test_two_clients_do_not_mix(page_server: Served, client: Client, group_file: Path, tmp_path: Path) -> None:
-    other = Client(page_server.address, verbose=False, download_files=str(tmp_path))
+    other = Client(page_server.address, verbose=False, ssl_verify=False, download_files=str(tmp_path))
     single = tmp_path / "single.png"
     Image.fromarray(group_photo()[:, 300:]).save(single)
     first, _ = client.predict(handle_file(str(group_file)), restorer="pattern", api_name="/restore")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import secrets
+import sys
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -93,10 +94,12 @@ def _place() -> Place:
     import cv2
     import numpy
     import PIL
-    import torch
 
-    modules = {"torch": torch, "opencv": cv2, "numpy": numpy, "pillow": PIL}
-    versions = {"facefix": __version__} | {name: module.__version__ for name, module in modules.items()}
+    versions = {"facefix": __version__, "opencv": cv2.__version__, "numpy": numpy.__version__}
+    versions["pillow"] = PIL.__version__
+    # only a run with networks needs torch; its version is no plain string: to read it, the driver would import torch
+    if "torch" in sys.modules:
+        versions["torch"] = str(sys.modules["torch"].__version__)
     return Place(ray.get_runtime_context().get_node_id(), _address(), os.getpid(), tuple(versions.items()))
 
 
