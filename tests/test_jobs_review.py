@@ -23,7 +23,7 @@ from conftest import Command
 from PIL import Image
 from web_server import chromium
 
-from facefix.errors import JournalError, UsageError
+from facefix.errors import JournalError
 from facefix.jobs import review, undo
 from facefix.jobs.database import FOLDER
 from facefix.jobs.journal import Journal
@@ -191,38 +191,6 @@ def test_a_board_that_cannot_be_written_leaves_nothing(out: Path, tmp_path: Path
         pytest.raises(JournalError, match="no photo was fin"),
     ):
         review.write_board(journal)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (None, "No such file"),
-        ("<html>", "got no JSON"),
-        ("[]", "got other JSON"),
-        ('{"facefix": "decisions", "version": 2, "decisions": []}', "version 1, got 2"),
-        ('{"facefix": "decisions", "version": 1, "decisions": {}}', "got other JSON"),
-        *(
-            (
-                f'{{"facefix": "decisions", "version": 1, "decisions": [{entry}]}}',
-                "each with id, face and accept or rej",
-            )
-            for entry in (
-                "7",
-                '{"id": "a", "face": "1", "decision": "accept"}',
-                '{"id": "a", "face": true, "decision": "accept"}',
-                '{"id": "a", "face": 1, "decision": "maybe"}',
-                '{"face": 1, "decision": "accept"}',
-            )
-        ),
-    ],
-)
-def test_what_is_no_file_of_decisions_is_refused_in_one_line(tmp_path: Path, text: str | None, says: str) -> None:
-    path = tmp_path / "decisions.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UsageError, match=says) as caught:
-        review.read_decisions(path)
-    assert "\n" not in str(caught.value)
 
 
 def luminance(colour: str) -> float:
