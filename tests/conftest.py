@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import gc
 import os
@@ -27,15 +28,12 @@ from facefix.gpen import GPEN
 from facefix.weights import Store
 
 gc.disable()  # a fifth of the time that importing all tests takes goes into looking for garbage among what stays
+atexit.register(gc.unfreeze)  # or Triton complains of what is left
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # or Triton complains of what is left
 
 
 SHARED = Path(__file__).parents[1].parent / "shared"

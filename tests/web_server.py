@@ -104,13 +104,14 @@ def phone(driver: Any, width_px: int = 390) -> None:
 
 def until(what: Callable[[], _Told], patience_s: float = PATIENCE_S) -> _Told:
     """What `what` gives as soon as it is true; fails where it never is."""
-    end = time.monotonic() + patience_s
+    end, pause_s = time.monotonic() + patience_s, 0.02
     while True:
         told = what()
         if told:
             return told
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.2)
 
 
 class Page:
