@@ -162,6 +162,7 @@ def test_two_nodes_write_the_bytes_of_the_serial_run(
     go(scans, tmp_path / "out", engine, both)
     assert tree(tmp_path / "out") == expected
     assert set(attempts(tmp_path / "out")) == {1}
+    assert dict(engine._versions).keys() == {"facefix", "opencv", "numpy", "pillow"}, "torch is for networks"
     assert list((tmp_path / "out" / STAGE).iterdir()) == []
     assert lived[-1] == {node["NodeID"] for node in _alive(nodes)}
     assert not ray.is_initialized()
